@@ -1,0 +1,42 @@
+# make fit       set up .venv, train the default regression, test its best checkpoint
+# make test      set up .venv, check style and types, run the fast tests
+# make test-all  the same with the slow tests
+# make clean     remove .venv
+#
+# Needs Python >= 3.11 and nothing else. Another one: make PYTHON=/path/to/python3.12 fit
+
+PYTHON ?= python3
+CONFIG ?= configs/regression/co2.yaml
+BIN := .venv/bin
+
+.PHONY: fit test test-all check clean
+
+fit: .venv/installed
+	$(BIN)/python -m ika_lightning fit --config $(CONFIG)
+	@best=$$(ls -t runs/*/version_*/checkpoints/best.ckpt | head -n 1) && \
+	$(BIN)/python -m ika_lightning test --ckpt_path "$$best" && \
+	echo "checkpoint:   $$best" && \
+	echo "TensorBoard:  $(BIN)/tensorboard --logdir $${best%/checkpoints/*}"
+
+test: check
+	$(BIN)/python -m pytest -q
+
+test-all: check
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One environment for all of the above. The stamp is written last, so an interrupted installation is done again.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "Python >= 3.11 is needed, but $(PYTHON) is: $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "installing into .venv; the first time takes minutes"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv
