@@ -1,0 +1,44 @@
+"""Implicit kernel attention in plain PyTorch: similarity x magnitude, both learned.
+
+Read :mod:`~ika_lightning.attention.functional` for the operation, :mod:`~ika_lightning.attention.kernels`,
+:mod:`~ika_lightning.attention.spectrum` and :mod:`~ika_lightning.attention.magnitude` for its parts,
+:mod:`~ika_lightning.attention.core` for how they meet and :mod:`~ika_lightning.attention.multihead` for the layers.
+"""
+
+from ika_lightning.attention.functional import kernel_attention
+from ika_lightning.attention.kernels import (
+    Kernel,
+    LinearKernel,
+    MaternKernel,
+    PeriodicKernel,
+    RationalQuadraticKernel,
+    RBFKernel,
+)
+from ika_lightning.attention.multihead import (
+    IKAN,
+    MIKAN,
+    RBF,
+    DotProduct,
+    ExplicitKernel,
+    IKANDirect,
+    MultiheadAttention,
+    attention_kl,
+)
+
+__all__ = [
+    "IKAN",
+    "MIKAN",
+    "RBF",
+    "DotProduct",
+    "ExplicitKernel",
+    "IKANDirect",
+    "Kernel",
+    "LinearKernel",
+    "MaternKernel",
+    "MultiheadAttention",
+    "PeriodicKernel",
+    "RBFKernel",
+    "RationalQuadraticKernel",
+    "attention_kl",
+    "kernel_attention",
+]

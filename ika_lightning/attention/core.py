@@ -1,0 +1,319 @@
+"""Attention between queries, keys and values that are already projected and split into heads.
+
+A core is what differs between the attention layers: similarity x magnitude, without projections. It is a module where
+it has state, and takes the masks that the layers have sorted out:
+
+    key_mask   (b, 1, m) boolean, True = may attend; the same for all queries
+    key_bias   (b, 1, m) floating, added to the log-weights of a key
+    attn_mask  broadcastable to (b, h, n, m), boolean (True = may attend) or floating (added); may differ by query
+    is_causal  query i attends to keys 0..i only
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ika_lightning.attention.functional import Backend, kernel_attention, log_weight_attention, read_mask
+from ika_lightning.attention.kernels import Kernel, RBFKernel, nonstationary_features, stationary_features
+from ika_lightning.attention.magnitude import check_p, log_magnitude
+from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
+
+
+class DotProductCore(nn.Module):
+    r"""Scaled dot-product attention, :math:`\text{softmax}(q \cdot k / \sqrt d)\, v`.
+
+    Shapes, here and in every core:
+        query (b, h, n, d); key (b, h, m, d); value (b, h, m, e); the result (b, h, n, e) and, if asked for, weights
+        (b, h, n, m), else None.
+
+    Example:
+        >>> out, weights = DotProductCore()(*torch.randn(3, 2, 4, 5, 8).unbind())
+        >>> out.shape, weights
+        (torch.Size([2, 4, 5, 8]), None)
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend."""
+        scale = query.size(-1) ** -0.5
+        if key_mask is None and key_bias is None and attn_mask is None and not need_weights:
+            return _fused(query, key, value, None, is_causal, dropout_p, scale), None
+        mask = merge_masks(key_mask, key_bias, attn_mask)
+        return _softmax_attention(query, key, value, mask, is_causal, dropout_p, scale, need_weights)
+
+
+class RBFCore(nn.Module):
+    r"""The explicit Gaussian kernel times the L^p magnitude.
+
+    .. math::
+        w_{ij} \propto \exp\Bigl(-\frac{|q_i - k_j|^2}{2 \ell^2}\Bigr) \exp\Bigl(\frac{|k_j|_p^2}{2 \sqrt d}\Bigr)
+               \propto \exp\Bigl(\frac{q_i \cdot k_j}{\ell^2} + \frac{|k_j|_p^2}{2 \sqrt d}
+                                 - \frac{|k_j|^2}{2 \ell^2}\Bigr)
+
+    The second form is scaled dot-product attention with one more column, 1 on the query and the key's bias on the key,
+    so it runs on PyTorch's fused kernels. At the initial lengthscale, :math:`\ell^2 = \sqrt d`, and p = 2 the bias is
+    zero and this is dot-product attention.
+
+    Args:
+        num_heads: Number of heads.
+        head_dim: Width of a head.
+        p: Exponent of the norm in the magnitude, in [1, inf].
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, p: float = 2.0) -> None:
+        super().__init__()
+        self.p = check_p(p)
+        self.kernel = RBFKernel(num_heads, head_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend."""
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, values = (at_least_float32(x) for x in (query, key, value))
+            precision = self.kernel.lengthscale.pow(-2)  # (h, 1, 1)
+            bias = log_magnitude(key, self.p) - key.square().sum(-1) * precision.squeeze(-1) / 2
+            if key_bias is not None:
+                bias = bias + key_bias
+            query = torch.cat([query * precision, torch.ones_like(query[..., :1])], -1)
+            key = torch.cat([key, bias.unsqueeze(-1)], -1)
+            if key_mask is None and attn_mask is None and not need_weights:
+                return _fused(query, key, values, None, is_causal, dropout_p, 1.0).to(value.dtype), None
+            mask = merge_masks(key_mask, None, attn_mask)
+            out, weights = _softmax_attention(query, key, values, mask, is_causal, dropout_p, 1.0, need_weights)
+        return out.to(value.dtype), None if weights is None else weights.to(value.dtype)
+
+    def extra_repr(self) -> str:
+        """Name the exponent."""
+        return f"p={self.p}"
+
+
+class ExplicitKernelCore(nn.Module):
+    r"""Any kernel given by its formula times the L^p magnitude, :math:`w_{ij} \propto k(q_i, k_j) \exp(\text{mag}_j)`.
+
+    Args:
+        kernel: The similarity.
+        p: Exponent of the norm in the magnitude, in [1, inf].
+    """
+
+    def __init__(self, kernel: Kernel, p: float = 2.0) -> None:
+        super().__init__()
+        self.p = check_p(p)
+        self.kernel = kernel
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend."""
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, values = (at_least_float32(x) for x in (query, key, value))
+            mask = merge_masks(key_mask, key_bias, attn_mask)
+            allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
+            log_weight = self.kernel(query, key) + log_magnitude(key, self.p).unsqueeze(-2)
+            if bias is not None:
+                log_weight = log_weight + bias
+            out, weights = log_weight_attention(log_weight, values, allowed, dropout_p)
+        return out.to(value.dtype), weights.to(value.dtype) if need_weights else None
+
+    def extra_repr(self) -> str:
+        """Name the exponent."""
+        return f"p={self.p}"
+
+
+class SpectralCore(nn.Module):
+    r"""A kernel with a learned spectral density times the L^p magnitude: the attention of the paper.
+
+    Frequencies come from ``spectrum``, features from Bochner's map (one set of frequencies) or Yaglom's (two), and
+    :func:`~ika_lightning.attention.kernel_attention` does the rest.
+
+    The spectrum is told the mean key, over keys that may be attended to. It is told nothing where that mean would
+    leak: in a causal call, whose mean contains the future, and in any call with an ``attn_mask``, which may differ
+    between queries.
+
+    Args:
+        spectrum: Where frequencies come from.
+        p: Exponent of the norm in the magnitude, in [1, inf].
+        backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
+
+    Attributes:
+        kl: The regulariser of the last forward.
+    """
+
+    kl: Tensor
+
+    def __init__(self, spectrum: DirectSpectrum | ImplicitSpectrum, p: float = 2.0, backend: Backend = "auto") -> None:
+        super().__init__()
+        self.spectrum = spectrum
+        self.p = check_p(p)
+        self.backend: Backend = backend
+        self.kl = torch.zeros(())
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, and leave the regulariser in ``kl``."""
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = at_least_float32(query), at_least_float32(key)
+            leaks = is_causal or attn_mask is not None
+            frequencies, self.kl = self.spectrum(
+                mean_key(key, key_mask) if self.spectrum.conditional and not leaks else None
+            )
+            features = stationary_features if len(frequencies) == 1 else nonstationary_features
+            key_log_magnitude = log_magnitude(key, self.p)
+            if key_bias is not None:
+                key_log_magnitude = key_log_magnitude + key_bias
+            query_features, key_features = features(query, *frequencies), features(key, *frequencies)
+        attended = kernel_attention(
+            query_features,
+            key_features,
+            value,
+            key_log_magnitude,
+            attn_mask=merge_masks(key_mask, None, attn_mask),
+            is_causal=is_causal,
+            dropout_p=dropout_p,
+            backend=self.backend,
+            return_weights=need_weights,
+        )
+        return attended if isinstance(attended, tuple) else (attended, None)
+
+    def extra_repr(self) -> str:
+        """Name the exponent and the backend."""
+        return f"p={self.p}, backend={self.backend!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph of the last forward out of copies and pickles, which refuse tensors that have one."""
+        return {**self.__dict__, "kl": torch.zeros(())}
+
+
+def mean_key(key: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Average the keys that may be attended to; zeros if there are none.
+
+    Shapes:
+        key (b, h, m, d); key_mask (b, 1, m), True = may attend; the result (b, h, d).
+
+    Example:
+        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[True, False]]]))
+        tensor([[[1.]]])
+    """
+    if key_mask is None:
+        return key.sum(-2) / max(key.size(-2), 1)
+    mask = key_mask.unsqueeze(-1)
+    return key.masked_fill(~mask, 0.0).sum(-2) / mask.sum(-2).clamp_min(1)
+
+
+def merge_masks(key_mask: Tensor | None, key_bias: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+    """Combine masks into one: boolean as long as all of them are, else floating with -inf where it forbids.
+
+    Shapes:
+        key_mask, key_bias (b, 1, m); attn_mask broadcastable to (b, h, n, m); the result as attn_mask, or (b, 1, 1, m)
+        if there is none.
+
+    Example:
+        >>> merge_masks(torch.tensor([[[True, False]]]), None, torch.zeros(1, 2))
+        tensor([[[[0., -inf]]]])
+    """
+    mask = attn_mask
+    if key_bias is not None:
+        bias = key_bias.unsqueeze(-2)
+        if mask is None:
+            mask = bias
+        elif mask.dtype == torch.bool:
+            mask = bias.masked_fill(~mask, -math.inf)
+        else:
+            mask = mask + bias
+    if key_mask is not None:
+        allowed = key_mask.unsqueeze(-2)
+        if mask is None:
+            mask = allowed
+        elif mask.dtype == torch.bool:
+            mask = mask & allowed
+        else:
+            mask = mask.masked_fill(~allowed, -math.inf)
+    return mask
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32 or float64: phases and magnitudes lose their meaning in half precision.
+
+    Example:
+        >>> at_least_float32(torch.ones((), dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _softmax_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    dropout_p: float,
+    scale: float,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention in which a query that may attend to nothing gets zeros, with zero gradient."""
+    allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
+    if need_weights:
+        log_weight = (query * scale) @ key.mT
+        return log_weight_attention(log_weight if bias is None else log_weight + bias, value, allowed, dropout_p)
+    if allowed is None:
+        return _fused(query, key, value, bias, False, dropout_p, scale), None
+    empty = ~allowed.any(-1, keepdim=True)
+    reachable = allowed | empty
+    mask = reachable if bias is None else bias.to(query.dtype).masked_fill(~reachable, -math.inf)
+    return _fused(query, key, value, mask, False, dropout_p, scale).masked_fill(empty, 0.0), None
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, dropout_p: float, scale: float
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, scale=scale
+    )
