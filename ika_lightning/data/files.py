@@ -1,0 +1,67 @@
+"""Writing files so that nobody ever meets half of one."""
+
+import os
+import uuid
+from pathlib import Path
+
+__all__ = ["check_output", "write_atomically"]
+
+
+def check_output(path: str | Path) -> Path:
+    """Check that a file can be written, before the work whose result it will hold.
+
+    Args:
+        path: Where the file is to go. An existing file is fine: it will be replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: If its folder does not exist.
+        ValueError: If the path is itself a folder.
+        PermissionError: If its folder cannot be written to.
+
+    Example:
+        >>> check_output("nowhere/predictions.csv")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: cannot write nowhere/predictions.csv: there is no folder nowhere; create it first
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {path}: no permission to write in {path.parent}; choose another folder")
+    return path
+
+
+def write_atomically(path: str | Path, content: bytes) -> Path:
+    """Write a whole file or nothing: to a temporary name in the same folder first, then moved into place.
+
+    Args:
+        path: Where the file goes; a file already there is replaced.
+        content: All of its bytes.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: As :func:`check_output`, or if the disk refuses (the temporary file is removed again).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(f"{folder}/a.txt", b"whole").read_text()
+        'whole'
+    """
+    path = check_output(path)
+    # The name is unique, so that processes which write the same file at once cannot mix their bytes.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,541 @@
+"""Data of the regression task: rows of a table that serve as one another's context."""
+
+import os
+from collections.abc import Iterator
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
+from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.table import (
+    MISSING,
+    Missing,
+    RowBatch,
+    TableEncoder,
+    Unseen,
+    closest,
+    quoted,
+    read_table,
+    require_column,
+)
+
+__all__ = ["RegressionData", "RowBatch"]
+
+
+class RegressionData(LightningDataModule):
+    """Rows of a table, split, scaled by the training rows, and served as sets.
+
+    The table is a data set known by name, or an own file. Training batches are random sets of training rows; in
+    evaluation, the context is all training rows, or a fixed choice of them. The encoder travels in the checkpoint:
+    testing on ``test_path`` and predicting need no training table.
+
+    Args:
+        name: A known data set: ``co2`` and ``airline_passengers`` ship with the package; ``boston``, ``concrete`` and
+            ``parkinsons`` are looked for under ``root`` and else downloaded. It has defaults for ``target``, ``drop``
+            and ``group``.
+        path: An own ``.csv``, ``.tsv`` (``.gz`` too) or ``.parquet`` with a header, instead of ``name``.
+        target: The column to predict, a number. Required with ``path``.
+        drop: Columns that are no features.
+        group: A column whose equal rows (a person's visits, say) stay in one split. It is no feature.
+        split: ``"random"``, or ``"ordered"``: first rows for training, then validation, last ones for testing.
+        published_split: Test rows of one of the 20 published splits (0 to 19) of ``boston`` and ``concrete``, instead
+            of ``test_fraction``. Validation rows are drawn from the others.
+        val_fraction: Share of the rows (of the groups; with ``published_split``, of the rows not for testing) for
+            validation, at least one. 0 for none.
+        test_fraction: Share of the rows (or groups) for testing, at least one. 0 for none.
+        test_path: An own labelled file for testing; then no rows are held out for it.
+        predict_path: New rows, with or without target (which is ignored).
+        missing: What to do about missing or infinite cells: stop with an ``"error"``; ``"drop"`` the row; or fill in
+            the training ``"mean"``. Rows without a target are dropped by both. ``"error"`` leaves a milder policy of
+            the checkpoint in force.
+        unseen: What to do about a category that training did not have: ``"error"``, or ``"ignore"`` (no category).
+            ``"error"`` leaves a milder policy of the checkpoint in force.
+        batch_size: Rows in a training batch: those that ask and those that are their context.
+        max_context: Most training rows that are the context in evaluation, and most rows that are asked at a time.
+        root: Folder of the benchmarks; by default ``IKA_DATA``, else the user's cache folder.
+        seed: Seed of splits, batches and context, 0 or more.
+
+    Raises:
+        ValueError: If the arguments contradict one another.
+
+    Example:
+        >>> data = RegressionData("co2", split="ordered")
+        >>> data.setup("fit")
+        >>> data.num_features, data.target_name, tuple(data.context.shape)
+        (2, 'co2_ppm', (417, 2))
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> tuple(batch.features.shape), tuple(batch.target.shape)
+        ((256, 2), (256,))
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        path: str | None = None,
+        target: str | None = None,
+        drop: list[str] | None = None,
+        group: str | None = None,
+        split: Literal["random", "ordered"] = "random",
+        published_split: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        test_path: str | None = None,
+        predict_path: str | None = None,
+        missing: Missing = "error",
+        unseen: Unseen = "error",
+        batch_size: int = 256,
+        max_context: int = 2048,
+        root: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # A checkpoint with Path objects in it would not load with weights_only=True.
+        path, test_path, predict_path, root = (
+            None if file is None else os.fspath(file) for file in (path, test_path, predict_path, root)
+        )
+        self.save_hyperparameters()
+        self.name, self.path, self.root = name, path, root
+        self.test_path, self.predict_path = test_path, predict_path
+        self.split, self.published_split = split, published_split
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.missing, self.unseen = missing, unseen
+        self.batch_size, self.max_context, self.seed = batch_size, max_context, seed
+        self._check_arguments(target)
+
+        benchmark = BENCHMARKS.get(name or "")
+        self.target = target or (benchmark.target if benchmark else None)
+        self.drop = drop if drop is not None else list(benchmark.drop if benchmark else ())
+        self.group = group or (benchmark.group if benchmark else None)
+
+        self._encoder: TableEncoder | None = None
+        self._table: pd.DataFrame | None = None
+        self._splits: dict[str, np.ndarray] = {}  # 0-based rows of the table for "train", "val", "test"
+        self._rows: RowBatch | None = None  # the table, encoded
+        self._test_table: pd.DataFrame | None = None
+        self._predict_table: pd.DataFrame | None = None
+
+    # --- What Lightning calls -----------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Download a benchmark, once per machine."""
+        # With own rows to test or predict, a checkpoint is enough, and the table may be out of reach.
+        if self.name is not None and self.test_path is None and self.predict_path is None:
+            self._source()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check the files that a stage needs; split, and learn the scaling if there is none yet.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``, or None for all that there are files for.
+
+        Raises:
+            FileNotFoundError: If a file is not there.
+            ValueError: If a file does not fit, a stage lacks its file, or there are too few rows.
+        """
+        # When a checkpoint is given, Lightning loads the encoder after this: so encoding waits for the loaders.
+        if stage == "predict" or (stage is None and self.predict_path is not None):
+            if self.predict_path is None:
+                raise ValueError("there is nothing to predict; give the new rows with --data.predict_path FILE")
+            self._predict_table = read_table(self.predict_path)
+        if stage in ("test", None) and self.test_path is not None:
+            self._test_table = read_table(self.test_path)
+        wants_table = stage in ("fit", "validate") or (stage == "test" and self.test_path is None)
+        if wants_table or (stage is None and (self.name or self.path)):
+            self._setup_table()
+
+    def train_dataloader(self) -> "RowLoader":
+        """Random sets of ``batch_size`` training rows, drawn anew each epoch."""
+        rows = self._part("train")
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return RowLoader(rows, RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world))
+
+    def val_dataloader(self) -> "RowLoader | list[RowLoader]":
+        """Validation rows in the order of the file; no loader if ``val_fraction`` is 0, and Lightning warns of that."""
+        return self._in_order(self._part("val")) if self._splits["val"].size else []
+
+    def test_dataloader(self) -> "RowLoader":
+        """Test rows in the order of their file.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if self._test_table is not None:
+            return self._in_order(self._fitted().encode(self._test_table, str(self.test_path)))
+        if not self._splits["test"].size:
+            raise ValueError(
+                f"there are no test rows, as test_fraction={self.test_fraction}; give a file with --data.test_path, or "
+                "train with --data.test_fraction 0.1"
+            )
+        return self._in_order(self._part("test"))
+
+    def predict_dataloader(self) -> "RowLoader":
+        """The rows of ``predict_path`` in the order of the file, with unknown targets.
+
+        Raises:
+            ValueError: If no encoder is loaded, the file lacks a column, or has one named as the prediction will be.
+        """
+        return self._in_order(self._predict_rows())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps: the encoder.
+
+        Returns:
+            Strings, numbers, lists and dicts; empty before the encoder is fitted.
+        """
+        return {} if self._encoder is None else {"encoder": self._encoder.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the encoder from a checkpoint.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: If it was trained for another target.
+        """
+        encoder = TableEncoder("")
+        encoder.load_state_dict(state_dict["encoder"])
+        if self.target not in (None, encoder.target):
+            raise ValueError(
+                f"the checkpoint was trained to predict {encoder.target!r}, not target={self.target!r}; "
+                "leave out --data.target, or train anew"
+            )
+        if self.missing != "error":
+            encoder.missing = self.missing
+        if self.unseen != "error":
+            encoder.unseen = self.unseen
+        self._encoder, self._rows = encoder, None
+
+    # --- What the model asks ------------------------------------------------------------------------------------------
+
+    @property
+    def num_features(self) -> int:
+        """How many features a row has."""
+        return self._fitted().num_features
+
+    @property
+    def target_name(self) -> str:
+        """The column to predict."""
+        return self._fitted().target
+
+    @property
+    def target_mean(self) -> float:
+        """Mean of the target over the training rows, in its own unit."""
+        return self._fitted().target_mean
+
+    @property
+    def target_std(self) -> float:
+        """Standard deviation of the target over the training rows, in its own unit."""
+        return self._fitted().target_std
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the training rows are known; with ``test_path`` or ``predict_path`` a checkpoint has them."""
+        return self._table is not None and self._encoder is not None
+
+    @property
+    def context(self) -> Tensor:
+        """Features of the training rows, or of ``max_context`` of them, drawn once. (c, f) float32."""
+        features = self._part("train").features
+        if len(features) <= self.max_context:
+            return features
+        drawn = np.random.default_rng(self.seed).choice(len(features), self.max_context, replace=False)
+        return features[np.sort(drawn)]
+
+    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
+        """Write the rows of ``predict_path`` with their predictions as CSV.
+
+        The columns are ``row`` (from 1; left out if the file has such a column), those of the file, and
+        ``predicted_<target>``, which is empty for a row that was dropped for missing cells.
+
+        Args:
+            path: Where to write; a file there is replaced.
+            predictions: (r,) in the unit of the target, in the order of the rows of :meth:`predict_dataloader`.
+
+        Raises:
+            ValueError: If there are not as many predictions as rows.
+            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
+        """
+        check_output(path)
+        rows = self._predict_rows().row.numpy()
+        if predictions.shape != rows.shape:
+            raise ValueError(f"predictions must have shape ({rows.size},), one per row, got {tuple(predictions.shape)}")
+        assert self._predict_table is not None
+        table = self._predict_table.copy()
+        if "row" not in table.columns:
+            table.insert(0, "row", [str(row + 1) for row in range(len(table))])
+        cells = np.full(len(table), "", dtype=object)
+        cells[rows] = predictions.detach().cpu().numpy().astype(str)  # the shortest text that reads back the same
+        table[self._predicted_column()] = cells
+        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+    # --- How it is done -----------------------------------------------------------------------------------------------
+
+    def _check_arguments(self, target: str | None) -> None:
+        if self.name is not None and self.path is not None:
+            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
+        if self.name is not None and self.name not in BENCHMARKS:
+            raise ValueError(
+                f"name={self.name!r} is no known data set{closest(self.name, BENCHMARKS)}: there are "
+                f"{quoted(list(BENCHMARKS))}; give a file of your own with --data.path FILE --data.target COLUMN"
+            )
+        if self.path is not None and target is None:
+            raise ValueError(f"path={self.path!r} needs a target; give the column to predict with --data.target")
+        if not (self.name or self.path or self.test_path or self.predict_path):
+            raise ValueError(
+                f"no data: give --data.name, one of {quoted(list(BENCHMARKS))}, or a file of your own with --data.path "
+                "FILE --data.target COLUMN"
+            )
+        for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
+            if not 0 <= fraction < 1:
+                raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"val_fraction + test_fraction must be less than 1, got {self.val_fraction} + {self.test_fraction}; "
+                "nothing would be left for training"
+            )
+        for argument, number, least in (
+            ("batch_size", self.batch_size, 2),
+            ("max_context", self.max_context, 1),
+            ("seed", self.seed, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        for argument, value, allowed in (
+            ("split", self.split, ("random", "ordered")),
+            ("missing", self.missing, ("error", "drop", "mean")),
+            ("unseen", self.unseen, ("error", "ignore")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+        self._check_published_split()
+
+    def _check_published_split(self) -> None:
+        if self.published_split is None:
+            return
+        having = [name for name, benchmark in BENCHMARKS.items() if benchmark.published_splits]
+        if self.name not in having:
+            raise ValueError(f"published_split is for {quoted(having)} only, got name={self.name!r}; leave it out")
+        if not 0 <= self.published_split < 20:
+            raise ValueError(f"published_split must be 0 to 19, got {self.published_split}")
+        if self.split != "random" or self.hparams["group"] or self.test_path:
+            raise ValueError("published_split says which rows are for testing; leave out split, group and test_path")
+
+    def _source(self) -> str | Traversable:
+        if self.name is not None:
+            return BENCHMARKS[self.name].file(self.name, self.root)
+        if self.path is None:
+            raise ValueError(
+                "there is no table to split; give --data.name, or --data.path FILE --data.target COLUMN "
+                "(--data.test_path FILE is enough to test a checkpoint)"
+            )
+        return self.path
+
+    def _setup_table(self) -> None:
+        if self._table is None:
+            source = self._source()
+            table = read_table(source)
+            self._splits = self._split_rows(table, str(source))
+            self._table = table
+        if self._encoder is None:
+            assert self.target is not None
+            drop = list(dict.fromkeys([*self.drop, *([self.group] if self.group else [])]))
+            encoder = TableEncoder(self.target, drop=drop, missing=self.missing, unseen=self.unseen)
+            self._encoder = encoder.fit(self._table, self._splits["train"], self._table_name)
+
+    @property
+    def _table_name(self) -> str:
+        return self.path or f"data set {self.name!r}"
+
+    def _split_rows(self, table: pd.DataFrame, source: str) -> dict[str, np.ndarray]:
+        if self.published_split is not None:
+            assert self.name is not None
+            test = published_test_rows(self.name, self.published_split, self.root)
+            if test.size == 0 or test.max() >= len(table):
+                raise ValueError(
+                    f"{source} has {len(table)} rows, but published split {self.published_split} names row "
+                    f"{test.max(initial=-1) + 1}; is it the original table?"
+                )
+            others = np.setdiff1d(np.arange(len(table)), test)
+            val_size = _share(self.val_fraction, others.size)
+            drawn = np.random.default_rng([self.seed, self.published_split]).permutation(others)
+            return {"train": np.sort(drawn[val_size:]), "val": np.sort(drawn[:val_size]), "test": np.sort(test)}
+
+        units, what = self._units(table)
+        count = int(units.max()) + 1
+        test_size = 0 if self.test_path else _share(self.test_fraction, count)
+        val_size = _share(self.val_fraction, count)
+        train_size = count - val_size - test_size
+        least = 1 if self.group else 2  # one row alone has no spread to scale by
+        if train_size < least:
+            raise ValueError(
+                f"{self._table_name} has {count} {what}, too few for {val_size} in validation, {test_size} in testing "
+                f"and at least {least} in training; give more, or lower --data.val_fraction or --data.test_fraction"
+            )
+        order = np.arange(count)
+        if self.split == "random":
+            order = np.random.default_rng(self.seed).permutation(count)
+        train, val, test = np.split(order, [train_size, train_size + val_size])
+        return {
+            part: np.flatnonzero(np.isin(units, chosen))
+            for part, chosen in (("train", train), ("val", val), ("test", test))
+        }
+
+    def _units(self, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+        """What is split: for each row the number of its group, in order of appearance, or its own. (r,)."""
+        if not self.group:
+            return np.arange(len(table)), "rows"
+        require_column(table, self.group, self._table_name)
+        groups = table[self.group].str.strip()
+        if (unknown := groups.isin(MISSING)).any():
+            row = int(unknown.to_numpy().argmax()) + 1
+            raise ValueError(
+                f"{self._table_name}: {unknown.sum()} rows have no group {self.group!r} (first: row {row}); fill it in"
+            )
+        return pd.factorize(groups)[0], f"groups ({self.group!r})"
+
+    def _fitted(self) -> TableEncoder:
+        if self._encoder is None:
+            raise ValueError(
+                "the scaling of the training rows is not known: this needs a checkpoint (--ckpt_path FILE), or "
+                "training first (setup('fit') in Python)"
+            )
+        return self._encoder
+
+    def _part(self, part: str) -> RowBatch:
+        if self._rows is None:
+            if self._table is None:
+                raise ValueError("the table is not read yet; call setup('fit') first")
+            self._rows = self._fitted().encode(self._table, self._table_name)
+        index = torch.from_numpy(np.flatnonzero(np.isin(self._rows.row.numpy(), self._splits[part])))
+        if len(index) == 0:
+            raise ValueError(
+                f"{self._table_name}: missing={self._fitted().missing!r} dropped all {self._splits[part].size} rows of "
+                f"the {part} split; try --data.missing mean, or another --data.seed"
+            )
+        return _take(self._rows, index)
+
+    def _in_order(self, rows: RowBatch) -> "RowLoader":
+        return RowLoader(rows, torch.arange(len(rows.row)).split(self.max_context))
+
+    def _predict_rows(self) -> RowBatch:
+        if self._predict_table is None:
+            raise ValueError("the rows to predict are not read yet; call setup('predict') first")
+        encoder = self._fitted()
+        if self._predicted_column() in self._predict_table.columns:
+            raise ValueError(f"{self.predict_path} already has a column {self._predicted_column()!r}; rename it")
+        return encoder.encode(self._predict_table, str(self.predict_path), labelled=False)
+
+    def _predicted_column(self) -> str:
+        return f"predicted_{self._fitted().target}"
+
+
+class RowSampler:
+    """Draws disjoint random sets of rows, anew each epoch.
+
+    The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been.
+
+    Args:
+        count: How many rows there are.
+        batch_size: Rows in a set. What is left over at the end is a set if it is at least half of one.
+        seed: Seed of the draws.
+        rank: Which of the processes this is. Each takes its share of the sets, the same number as the others; if there
+            are fewer sets than processes, each takes all.
+        world: How many processes there are.
+
+    Example:
+        >>> [len(rows) for rows in RowSampler(7, batch_size=3)]
+        [3, 3]
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to another epoch; Lightning calls it.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        sets = torch.from_numpy(order).split(self.batch_size)
+        # A few left-over rows would make a step as long as the others from a far poorer context.
+        if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2:
+            sets = sets[:-1]
+        if len(sets) >= self.world:
+            sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
+        yield from sets
+
+
+class RowLoader:
+    """Serves whole batches of rows that are in memory already.
+
+    A torch ``DataLoader`` would collate row by row, and its workers, for which Lightning asks, would only copy.
+
+    Args:
+        rows: All rows.
+        sampler: The batches, each an index (b,) into the rows. Lightning calls its ``set_epoch``, if it has one.
+
+    Example:
+        >>> rows = RowBatch(torch.zeros(3, 2), torch.zeros(3), torch.arange(3))
+        >>> [batch.row.tolist() for batch in RowLoader(rows, torch.arange(3).split(2))]
+        [[0, 1], [2]]
+    """
+
+    def __init__(self, rows: RowBatch, sampler: "RowSampler | tuple[Tensor, ...]") -> None:
+        self.rows = rows
+        self.sampler = sampler
+        self.batch_sampler = None  # Lightning asks both for their order
+        self._served = 0  # batches of the current epoch
+        self._skip = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[RowBatch]:
+        skip, self._skip = self._skip, 0
+        for number, index in enumerate(self.sampler):
+            if number >= skip:
+                self._served = number + 1
+                yield _take(self.rows, index)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the epoch this is: Lightning keeps it in the checkpoint.
+
+        Returns:
+            How many batches were served, 0 at the end of an epoch.
+        """
+        return {"served": self._served % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where another loader stopped.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+        """
+        self._skip = state_dict["served"]
+
+
+def _take(rows: RowBatch, index: Tensor) -> RowBatch:
+    return RowBatch(*(tensor[index] for tensor in rows))
+
+
+def _share(fraction: float, count: int) -> int:
+    """At least one, unless the fraction is 0."""
+    return max(1, round(fraction * count)) if fraction else 0
