@@ -1,0 +1,6 @@
+"""Training tasks: a LightningModule each."""
+
+from ika_lightning.tasks.base import Task
+from ika_lightning.tasks.regression import Regression
+
+__all__ = ["Regression", "Task"]

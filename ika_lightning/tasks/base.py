@@ -1,0 +1,127 @@
+"""What the four tasks share: an attention that checkpoints can name, an optimizer, and the regulariser in the loss."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ika_lightning.attention import attention_kl
+
+
+class Task(LightningModule):
+    """Base of the tasks.
+
+    A subclass builds ``self.net`` in ``configure_model``, when the data module has said how wide its input is, and
+    adds :meth:`regulariser` to its training loss.
+
+    Args:
+        optimizer: Called with the parameters.
+        scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
+        kl_weight: Weight of the attention's regulariser in the training loss.
+
+    Raises:
+        ValueError: If kl_weight is negative.
+    """
+
+    net: nn.Module | None
+
+    def __init__(
+        self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None, kl_weight: float = 0.0
+    ) -> None:
+        super().__init__()
+        if not kl_weight >= 0.0:
+            raise ValueError(f"kl_weight must be at least 0, got {kl_weight}")
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.kl_weight = kl_weight
+        self.net = None
+
+    def regulariser(self) -> Tensor:
+        """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""
+        kl = attention_kl(self)
+        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True)
+        return self.kl_weight * kl
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+
+    def save_hyperparameters_with_attention(self, *names: str) -> None:
+        """Save the subclass's arguments as primitives, so that checkpoints load with ``weights_only=True``.
+
+        From the command line they are primitives already. In Python, a class or a ``functools.partial`` of one is
+        saved by its name and arguments.
+
+        Args:
+            *names: Arguments that hold such a class.
+        """
+        frame = sys._getframe(1)
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], frame=frame)
+        for name in names:
+            if not isinstance(self.hparams[name], Mapping):
+                self.hparams[name] = name_layer(self.hparams[name])
+
+
+def name_layer(factory: Any) -> dict[str, Any]:
+    """Describe a layer class, or a ``functools.partial`` of one, by primitives.
+
+    Raises:
+        ValueError: If it is something else, a lambda for instance, which no checkpoint could name.
+
+    Example:
+        >>> from ika_lightning.attention import RBF
+        >>> name_layer(functools.partial(RBF, p=1.5))
+        {'class_path': 'ika_lightning.attention.multihead.RBF', 'init_args': {'p': 1.5}}
+    """
+    arguments: dict[str, Any] = {}
+    if isinstance(factory, functools.partial) and not factory.args:
+        factory, arguments = factory.func, factory.keywords
+    if not isinstance(factory, type):
+        raise ValueError(
+            "an attention must be a class, or a functools.partial of one with keyword arguments, so that a checkpoint "
+            f"can name it; got {factory!r}"
+        )
+    return {
+        "class_path": f"{factory.__module__}.{factory.__qualname__}",
+        "init_args": {key: name_layer(value) if callable(value) else value for key, value in arguments.items()},
+    }
+
+
+def find_layer(named: Any) -> Callable[..., Any]:
+    """Return what :func:`name_layer` described; anything callable is returned as it is.
+
+    Classes are looked up among those that are imported already: a checkpoint can't make code run.
+
+    Raises:
+        ValueError: If the class is not imported, or no module of PyTorch.
+
+    Example:
+        >>> find_layer({"class_path": "ika_lightning.attention.RBF", "init_args": {"p": 1.5}})(8, 2).core.p
+        1.5
+    """
+    if callable(named):
+        return named
+    path = named["class_path"]
+    module, _, name = path.rpartition(".")
+    layer = getattr(sys.modules.get(module), name, None)
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise ValueError(f"{path} is no layer that is imported; import the module that defines it first")
+    arguments = named.get("init_args", {})
+    return functools.partial(
+        layer,
+        **{k: find_layer(v) if isinstance(v, Mapping) and "class_path" in v else v for k, v in arguments.items()},
+    )

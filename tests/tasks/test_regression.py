@@ -1,0 +1,187 @@
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from torch.testing import assert_close
+
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, attention_kl
+from ika_lightning.data import RegressionData
+from ika_lightning.tasks import Regression
+
+LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
+SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """A smooth function of two columns, in units far from 0 and 1."""
+    x = np.random.default_rng(0).uniform(-1, 1, (151, 2))
+    y = 1e4 + 50 * (np.sin(3 * x[:, 0]) + x[:, 1] ** 2)
+    pd.DataFrame({"a": x[:, 0], "b": 1e6 + x[:, 1], "y": y}).to_csv(tmp_path / "table.csv", index=False)
+    return str(tmp_path / "table.csv")
+
+
+def data(table: str, **options) -> RegressionData:
+    return RegressionData(**{"path": table, "target": "y", "batch_size": 61, **options})
+
+
+def trainer(folder: Path, **options) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        log_every_n_steps=1, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def trained(table, tmp_path) -> tuple[Regression, RegressionData, Path]:
+    seed_everything(0, verbose=False)
+    model, rows = Regression(functools.partial(MIKAN, p=1.8), **SMALL), data(table)
+    fit = trainer(tmp_path, max_epochs=2)
+    fit.fit(model, rows)
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    return model.eval(), rows, tmp_path / "model.ckpt"
+
+
+@pytest.mark.parametrize("attention", LAYERS)
+def test_it_learns(attention, table, tmp_path) -> None:
+    seed_everything(0, verbose=False)
+    optimizer = functools.partial(torch.optim.AdamW, lr=1e-2)
+    model, rows = Regression(attention, **SMALL, optimizer=optimizer), data(table)
+    fit = trainer(tmp_path, max_epochs=60, check_val_every_n_epoch=60)
+    fit.fit(model, rows)
+    (measured,) = fit.test(model, rows, verbose=False)
+    assert measured["test/r2"] > 0.9
+
+
+def test_figures_are_in_the_units_of_the_target(trained, tmp_path) -> None:
+    model, rows, _ = trained
+    (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
+    table = pd.read_csv(rows.path)
+    batches = list(rows.test_dataloader())
+    index = torch.cat([batch.row for batch in batches]).numpy()
+    predicted = torch.cat([model.predict_step(batch, 0) for batch in batches]).detach().numpy()
+    true = table["y"].to_numpy()[index]
+    assert len(index) == 15
+    assert measured["test/rmse"] == pytest.approx(np.sqrt(np.mean((predicted - true) ** 2)), rel=1e-4)
+    assert measured["test/mae"] == pytest.approx(np.mean(np.abs(predicted - true)), rel=1e-4)
+    assert measured["test/r2"] == pytest.approx(1 - np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2))
+    assert measured["test/loss"] == pytest.approx(np.mean((predicted - true) ** 2) / rows.target_std**2, rel=1e-4)
+
+
+def test_one_row_has_no_r2(trained, tmp_path) -> None:
+    model, rows, path = trained
+    pd.read_csv(rows.path).iloc[:1].to_csv(tmp_path / "one.csv", index=False)
+    one = data(rows.path, test_path=str(tmp_path / "one.csv"))
+    (measured,) = trainer(tmp_path).test(model, one, ckpt_path=path, weights_only=True, verbose=False)
+    assert sorted(measured) == ["test/loss", "test/mae", "test/rmse"]
+
+
+def test_training_loss_is_squared_error_and_kl(trained, table, tmp_path) -> None:
+    model, rows, _ = trained
+    model.train()
+    model.kl_weight = 3.0
+    model.log = lambda *args, **kwargs: None
+    batch = next(iter(rows.train_dataloader()))
+    torch.manual_seed(1)
+    loss = model.training_step(batch, 0)
+    torch.manual_seed(1)
+    queries, context = batch.features[:30], batch.features[30:]  # half of 61, rounded down
+    answers = model.net(context, queries)
+    kl = attention_kl(model)
+    assert kl > 0
+    assert_close(loss, (answers - batch.target[:30]).square().mean() + 3.0 * kl)
+
+
+def test_query_fraction(trained) -> None:
+    model, rows, _ = trained
+    model.log = lambda *args, **kwargs: None
+    model.query_fraction = 0.2
+    sizes: list[int] = []
+    model.net.register_forward_pre_hook(lambda net, inputs: sizes.extend(len(part) for part in inputs))
+    model.training_step(next(iter(rows.train_dataloader())), 0)
+    assert sizes == [49, 12]  # context and queries of 61
+    for wrong in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"query_fraction must be between 0 and 1, got {wrong}"):
+            Regression(query_fraction=wrong)
+
+
+class TestCheckpoint:
+    def test_it_is_enough_in_python(self, trained, tmp_path):
+        model, rows, path = trained
+        saved = torch.load(path, weights_only=True)
+        assert saved["hyper_parameters"]["attention"]["init_args"] == {"p": 1.8}
+        Path(rows.path).rename(tmp_path / "new.csv")  # the training table is gone
+        loaded = Regression.load_from_checkpoint(path, weights_only=True).eval()
+        new = RegressionData.load_from_checkpoint(path, predict_path=str(tmp_path / "new.csv"), weights_only=True)
+        new.setup("predict")
+        (batch,) = new.predict_dataloader()
+        assert_close(loaded.predict_step(batch, 0), model.predict_step(batch, 0), rtol=0, atol=0)
+
+    def test_it_is_enough_for_a_trainer(self, trained, tmp_path):
+        model, rows, path = trained
+        new = data(rows.path, predict_path=rows.path)
+        untrained = Regression(functools.partial(MIKAN, p=1.8), **SMALL)
+        predicted = torch.cat(trainer(tmp_path).predict(untrained, new, ckpt_path=path, weights_only=True))
+        (batch,) = new.predict_dataloader()
+        assert predicted.dtype == torch.float64
+        assert_close(predicted, model.predict_step(batch, 0), rtol=0, atol=0)
+
+    def test_other_columns_are_refused(self, trained, table, tmp_path):
+        _, _, path = trained
+        untrained, other = Regression(functools.partial(MIKAN, p=1.8), **SMALL), data(table, drop=["b"])
+        with pytest.raises(ValueError, match="trained on 2 features, but the data has 1"):
+            trainer(tmp_path).test(untrained, other, ckpt_path=path, weights_only=True)
+
+    def test_a_foreign_one_is_refused(self):
+        with pytest.raises(ValueError, match="not one of Regression: it does not say num_features"):
+            Regression().on_load_checkpoint({"state_dict": {}})
+
+
+def test_predictions_do_not_depend_on_their_company(trained) -> None:
+    model, rows, _ = trained
+    (batch,) = rows.test_dataloader()
+    together, halves = model(batch.features), torch.cat([model(half) for half in batch.features.split(8)])
+    assert_close(together, halves)
+    batch.features[0] += 5
+    assert_close(model(batch.features)[1:], together[1:], rtol=0, atol=0)
+
+
+def test_context_is_the_training_rows(trained) -> None:
+    model, rows, _ = trained
+    assert_close(model.context, rows.context, rtol=0, atol=0)
+    assert len(model.context) == 121
+
+
+def test_large_tables_have_a_fixed_choice_of_context(table, tmp_path) -> None:
+    model, rows = Regression(DotProduct, **SMALL), data(table, max_context=17, batch_size=17)
+    trainer(tmp_path, max_epochs=1).fit(model, rows)
+    assert model.context.shape == (17, 2)
+    assert model.hparams["num_context"] == 17
+
+
+def test_same_seed_same_weights(table, tmp_path) -> None:
+    weights = []
+    for _ in range(2):
+        seed_everything(7, verbose=False)
+        model = Regression(MIKAN, **(SMALL | {"dropout": 0.1}))
+        trainer(tmp_path, max_epochs=2).fit(model, data(table))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert_close(*weights, rtol=0, atol=0)
+    assert math.isfinite(weights[0].sum())
+
+
+def test_other_data_is_refused(tmp_path) -> None:
+    class Pictures(LightningDataModule):
+        def train_dataloader(self):
+            return []
+
+        val_dataloader = train_dataloader
+
+    with pytest.raises(ValueError, match="Regression needs RegressionData, got Pictures; give --data RegressionData"):
+        trainer(tmp_path, max_epochs=1).fit(Regression(), Pictures())
