@@ -1,0 +1,64 @@
+"""Predictions, from the model into a file."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from ika_lightning.data.files import check_output
+
+
+class PredictionWriter(Callback):
+    """Collects the predictions of all batches and has the data module write them.
+
+    The data module knows what a row of its file means, so it owns the format: ``write_predictions(path, predictions)``
+    is called with one tensor over all samples where the model returns tensors, else with one list. A file that cannot
+    be written is refused before any work is done.
+
+    Lightning's ``BasePredictionWriter`` would also ask each loader which samples it fetched, which not all can tell.
+
+    Args:
+        path: The file to write.
+
+    Attributes:
+        count: How many predictions were written.
+
+    Example:
+        >>> writer = PredictionWriter("predictions.csv")
+        >>> writer.count
+        0
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.count = 0
+        self._batches: list[Any] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.world_size > 1:
+            raise ValueError(f"one process writes predictions, not {trainer.world_size}: use --trainer.devices 1")
+        check_output(self.path)
+
+    @override
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batches.append(outputs.cpu() if isinstance(outputs, Tensor) else outputs)
+
+    @override
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches, self._batches = self._batches, []
+        predictions = torch.cat(batches) if isinstance(batches[0], Tensor) else [*chain(*batches)]
+        self.count = len(predictions)
+        trainer.datamodule.write_predictions(self.path, predictions)  # type: ignore[attr-defined]

@@ -1,0 +1,57 @@
+"""What a checkpoint file says about itself, read without running any code that it may carry."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ika_lightning.cli.explain import UsageError
+
+KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for ``ckpt_path`` besides a file
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a Lightning checkpoint of plain tensors, or say in one line why that cannot be.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: If the file is missing, damaged, of another framework, or needs code of its own to load.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}{known_checkpoints()}")
+    with path.open("rb") as file:
+        whole = zipfile.is_zipfile(file)  # its directory is at the end
+    if not whole:
+        raise UsageError(f"{path} is not a checkpoint, or was cut short")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = code[1] if code else "more than tensors"
+        raise UsageError(f"{path} holds {what}, which takes running code from the file to load: refused") from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+    for key in ("state_dict", "pytorch-lightning_version"):
+        if not isinstance(checkpoint, dict) or key not in checkpoint:
+            raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
+    return checkpoint
+
+
+def config_text(checkpoint: dict[str, Any], path: Path) -> str | None:
+    """The YAML that a checkpoint was trained with: its own copy, else the file that ``fit`` put beside it."""
+    text = checkpoint.get("config")
+    if isinstance(text, str):
+        return text
+    beside = (path.parent / "config.yaml", path.parent.parent / "config.yaml")
+    return next((file.read_text() for file in beside if file.is_file()), None)
+
+
+def known_checkpoints(root: str = "runs") -> str:
+    """An ending for an error about a checkpoint: the newest ones here, or nothing."""
+    files = sorted(Path(root).rglob("last.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return f"; the newest here: {', '.join(map(str, files[:3]))}" if files else ""

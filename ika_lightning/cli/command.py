@@ -1,0 +1,316 @@
+"""The subcommands: Lightning's own command line, made safe for newcomers."""
+
+import argparse
+import logging
+import os
+import shlex
+import warnings
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+import ika_lightning.attention
+import ika_lightning.callbacks
+import ika_lightning.data
+import ika_lightning.tasks  # noqa: F401 (imported classes are known by their short names)
+from ika_lightning.callbacks import PredictionWriter
+from ika_lightning.cli import PROGRAM
+from ika_lightning.cli.checkpoint import KEYWORDS, config_text, known_checkpoints, read_checkpoint
+from ika_lightning.cli.explain import (
+    UsageError,
+    causes,
+    check_files,
+    explain,
+    raised_by_jsonargparse,
+    raised_on_purpose,
+)
+
+LOGGER = {
+    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "runs", "name": None, "default_hp_metric": False},
+}
+CHECKPOINT = {
+    "monitor": "val/loss",
+    "mode": "min",
+    "filename": "best",
+    "save_last": True,
+    # the same two names at every run, for commands to be written down before it
+    "enable_version_counter": False,
+    "auto_insert_metric_name": False,
+}
+EARLY_STOPPING = {"monitor": "val/loss", "patience": 50}
+NOISE = (
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",
+    # a resumed run goes on in its own folder
+    "Checkpoint directory .* exists and is not empty",
+    # evaluation leaves out the callbacks of training
+    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # Lightning's use of PyTorch, none of the user's business
+    ".*LeafSpec.* is deprecated",
+)
+
+
+class Parser(LightningArgumentParser):
+    """A parser that takes no abbreviations, and raises where jsonargparse would print its usage and exit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False, "exit_on_error": False})
+
+
+class SaveConfig(SaveConfigCallback):
+    """Puts the configuration of a training into its log folder and into every one of its checkpoints."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.text = self.parser.dump(self.config, skip_unset=False)
+        folder = trainer.log_dir  # asked on every rank: it is a broadcast
+        if folder and trainer.is_global_zero:
+            os.makedirs(folder, exist_ok=True)
+            # moved into place, so that a reader never meets half a file
+            half = Path(folder, f".config.yaml.{os.getpid()}")
+            half.write_text(self.text)
+            half.replace(Path(folder, "config.yaml"))
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.text
+
+
+class Command(LightningCLI):
+    """Parse and run one subcommand.
+
+    On top of Lightning's command line: options override configuration files wherever they stand; a checkpoint
+    brings its own configuration, of which evaluation takes model, data and precision; weights are never random where
+    a trained model is meant; and mistakes are told in one line.
+
+    Args:
+        args: The subcommand and its options.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        _quieten()
+        self.fits = args[0] == "fit"
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=SaveConfig if self.fits else None,
+            trainer_defaults={
+                "logger": LOGGER if self.fits else False,
+                "use_distributed_sampler": False,  # the data modules cut their samples by rank themselves
+                "max_epochs": 200,
+                "log_every_n_steps": 10,
+                "devices": 1 if args[0] == "predict" else "auto",
+            },
+            seed_everything_default=0,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        # checkpoints are always loaded as plain tensors, and predictions go to a file instead of back
+        return {
+            name: skipped | {"weights_only", "return_predictions"}
+            for name, skipped in LightningCLI.subcommands().items()
+        }
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.fits:
+            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+            parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT.items()})
+            parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--input", type=str, help="A file to predict for; short for --data.predict_path.")
+            parser.add_argument("--output", type=str, default="predictions.csv", help="Where predictions go.")
+        return parser
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        subcommand, words = args[0], args[1:]
+        subparser = self._parser(subcommand)
+        subparser.prog = f"{PROGRAM} {subcommand}"
+        files: list[Path] = []
+        try:
+            given, options = _early_options(words)
+            files = [Path(file) for file in given.config]
+            check_files(files)
+            configs = [str(file) for file in files] if self.fits else [_of_file(file.read_text()) for file in files]
+            if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
+                configs = self._checkpoint_config(given, options, files) + configs
+            config_options = [word for config in configs for word in ("--config", config)]
+            self.config = parser.parse_args([subcommand, *config_options, *options])
+        except ArgumentError as error:
+            raise UsageError(explain(error, subparser, files)) from error
+
+    def _checkpoint_config(self, given: argparse.Namespace, options: list[str], files: list[Path]) -> list[str]:
+        """The configuration inside the checkpoint, if nothing else names a model; checks the checkpoint as well."""
+        sections: dict[str, Any] = {}
+        for file in files:
+            sections |= yaml.safe_load(file.read_text())
+        path = given.ckpt_path or sections.get("ckpt_path")
+        if path is None or path in KEYWORDS:
+            if self.fits and path != "best":
+                return []  # a new training, or one to go on with that is looked for once its folder is known
+            raise UsageError(
+                (f"--ckpt_path {path} means nothing in a new process" if path else "--ckpt_path FILE is missing")
+                + f": give the file of a checkpoint, or random weights would be used{known_checkpoints()}"
+            )
+        checkpoint = read_checkpoint(Path(path))
+        if self.fits and "optimizer_states" not in checkpoint:
+            raise UsageError(f"{path} holds weights alone: a training cannot go on from it")
+        if "model" in sections or any(option.split("=")[0] == "--model" for option in options):
+            return []
+        text = config_text(checkpoint, Path(path))
+        if text is None:
+            raise UsageError(f"{path} does not tell its configuration: give --config FILE as well")
+        return [_of_checkpoint(text, self.fits)]
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would let the checkpoint silently override the options given."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.fits:
+            self._choose_run_folder(self.config.fit)
+
+    @staticmethod
+    def _choose_run_folder(config: Any) -> None:
+        """Name the run after its model unless it has a name; let a resumed run go on in its own folder."""
+        logger = config.trainer.logger
+        settings = getattr(logger, "init_args", None)
+        if settings is None or "name" not in settings or "save_dir" not in settings:
+            runs = Path(config.trainer.default_root_dir or ".", "checkpoints")
+            found = [runs / "last.ckpt"] if (runs / "last.ckpt").is_file() else []
+        else:
+            settings.name = settings.name or config.model.class_path.rpartition(".")[2].lower()
+            runs = Path(settings.save_dir, settings.name)
+            found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        if config.ckpt_path == "last":
+            if not found:
+                raise UsageError(f"--ckpt_path last: no last.ckpt below {runs} to go on from{known_checkpoints()}")
+            config.ckpt_path = str(found[-1])
+            read_checkpoint(found[-1])
+        if settings is not None and config.ckpt_path:
+            folder = Path(config.ckpt_path).parent.parent
+            if folder.parent.resolve() == runs.resolve() and settings.version is None:
+                settings.version = folder.name
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps what a constructor raised into a list of the types that it tried
+            origin = next((cause for cause in causes(error) if not raised_by_jsonargparse(cause)), error)
+            if isinstance(origin, ValueError) and raised_on_purpose(origin):
+                raise UsageError(str(origin)) from origin
+            raise origin from None
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # an option of the trainer that its types alone could not refuse
+            raise UsageError(str(error)) from error
+
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):  # the trainer makes an exit of Ctrl-C
+                last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+                raise KeyboardInterrupt(f"; the last checkpoint is {last}" if last else "") from None
+            raise
+
+    def after_fit(self) -> None:
+        """Say where the results are and what to do with them."""
+        checkpoint = self.trainer.checkpoint_callback
+        if not self.trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint):
+            return
+        if not checkpoint.best_model_path:
+            return
+        best = os.path.relpath(checkpoint.best_model_path)
+        print(f"best checkpoint:  {best}")
+        print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
+        if self.trainer.logger is not None and self.trainer.log_dir is not None:
+            folder = os.path.relpath(self.trainer.log_dir)
+            print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
+        print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
+
+    def before_predict(self) -> None:
+        """Make the predictions go to the output file."""
+        if self.trainer.world_size > 1:  # said here as well, before the other processes start
+            raise UsageError("predict runs in one process: use --trainer.devices 1")
+        self.writer = PredictionWriter(self.config.predict.output)
+        self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        print(f"{self.writer.count} predictions written to {self.writer.path}")
+
+
+def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split off the options that decide where the rest of the configuration comes from."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("-c", "--config", action="append", default=[])
+    early.add_argument("--ckpt_path")
+    early.add_argument("--input")
+    given, options = early.parse_known_args(words)
+    if given.ckpt_path is not None:
+        options += ["--ckpt_path", given.ckpt_path]
+    if given.input is not None:
+        options += ["--data.predict_path", given.input]
+    return given, options
+
+
+def _of_file(text: str) -> str:
+    """A configuration file as evaluation reads it: a training's callbacks and logger would write where it wrote."""
+    sections = yaml.safe_load(text)
+    for section in ("checkpoint", "early_stopping"):
+        sections.pop(section, None)
+    for key in ("callbacks", "logger"):
+        (sections.get("trainer") or {}).pop(key, None)
+    return yaml.safe_dump(sections)
+
+
+def _of_checkpoint(text: str, fits: bool) -> str:
+    """A checkpoint's configuration: whole to resume; else what its results depend on, as devices are today's choice."""
+    sections = yaml.safe_load(text)
+    if fits:
+        sections.pop("ckpt_path", None)
+        return yaml.safe_dump(sections)
+    kept = {key: sections[key] for key in ("seed_everything", "model", "data") if key in sections}
+    return yaml.safe_dump(kept | {"trainer": {"precision": sections.get("trainer", {}).get("precision")}})
+
+
+def _quieten() -> None:
+    """Silence what tells a newcomer nothing; warnings about the run itself stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", noise)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="lightning")  # its use of jsonargparse
