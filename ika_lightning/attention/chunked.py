@@ -1,9 +1,9 @@
 r"""The sums of kernel attention by tiles: time n m (R + e), memory n + m, and products of matrices alone.
 
-Attention needs :math:`Y_i = \sum_j (q_i \cdot k_j)^2 w_j` and nothing else that couples queries and keys. These are plain
-sums: no exponential stands in the way, so tiles of queries and keys are added up in any order, without the running
-maximum of a tiled softmax. A tile stays in the processor's cache, and the backward makes it again instead of reading
-an n x m matrix from memory.
+Attention needs :math:`Y_i = \sum_j (q_i \cdot k_j)^2 w_j` and nothing else that couples queries and keys. These are
+plain sums: no exponential stands in the way, so tiles of queries and keys are added up in any order, without the
+running maximum of a tiled softmax. A tile stays in the processor's cache, and the backward makes it again instead of
+reading an n x m matrix from memory.
 """
 
 from __future__ import annotations

@@ -18,9 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.functional import Backend, kernel_attention, log_weight_attention, read_mask
+from ika_lightning.attention.functional import (
+    Backend,
+    check_backend,
+    kernel_attention,
+    log_weight_attention,
+    read_mask,
+    silence_unattended,
+)
 from ika_lightning.attention.kernels import Kernel, RBFKernel, nonstationary_features, stationary_features
-from ika_lightning.attention.magnitude import check_p, log_magnitude
+from ika_lightning.attention.magnitude import Exponent, check_p, log_magnitude
 from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
 
 
@@ -76,7 +83,7 @@ class RBFCore(nn.Module):
         p: Exponent of the norm in the magnitude, in [1, inf].
     """
 
-    def __init__(self, num_heads: int, head_dim: int, p: float = 2.0) -> None:
+    def __init__(self, num_heads: int, head_dim: int, p: Exponent = 2.0) -> None:
         super().__init__()
         self.p = check_p(p)
         self.kernel = RBFKernel(num_heads, head_dim)
@@ -100,7 +107,7 @@ class RBFCore(nn.Module):
             precision = self.kernel.lengthscale.pow(-2)  # (h, 1, 1)
             bias = log_magnitude(key, self.p) - key.square().sum(-1) * precision.squeeze(-1) / 2
             if key_bias is not None:
-                bias = bias + key_bias
+                bias = bias + key_bias.to(bias.dtype)
             query = torch.cat([query * precision, torch.ones_like(query[..., :1])], -1)
             key = torch.cat([key, bias.unsqueeze(-1)], -1)
             if key_mask is None and attn_mask is None and not need_weights:
@@ -122,7 +129,7 @@ class ExplicitKernelCore(nn.Module):
         p: Exponent of the norm in the magnitude, in [1, inf].
     """
 
-    def __init__(self, kernel: Kernel, p: float = 2.0) -> None:
+    def __init__(self, kernel: Kernel, p: Exponent = 2.0) -> None:
         super().__init__()
         self.p = check_p(p)
         self.kernel = kernel
@@ -177,11 +184,13 @@ class SpectralCore(nn.Module):
 
     kl: Tensor
 
-    def __init__(self, spectrum: DirectSpectrum | ImplicitSpectrum, p: float = 2.0, backend: Backend = "auto") -> None:
+    def __init__(
+        self, spectrum: DirectSpectrum | ImplicitSpectrum, p: Exponent = 2.0, backend: Backend = "auto"
+    ) -> None:
         super().__init__()
         self.spectrum = spectrum
         self.p = check_p(p)
-        self.backend: Backend = backend
+        self.backend: Backend = check_backend(backend)
         self.kl = torch.zeros(())
 
     def forward(
@@ -204,6 +213,7 @@ class SpectralCore(nn.Module):
             frequencies, self.kl = self.spectrum(
                 mean_key(key, key_mask) if self.spectrum.conditional and not leaks else None
             )
+            frequencies = tuple(at_least_float32(w) for w in frequencies)
             features = stationary_features if len(frequencies) == 1 else nonstationary_features
             key_log_magnitude = log_magnitude(key, self.p)
             if key_bias is not None:
@@ -300,6 +310,8 @@ def _softmax_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax attention in which a query that may attend to nothing gets zeros, with zero gradient."""
     allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
+    if allowed is not None:
+        key, value = silence_unattended(key, allowed), silence_unattended(value, allowed)
     if need_weights:
         log_weight = (query * scale) @ key.mT
         return log_weight_attention(log_weight if bias is None else log_weight + bias, value, allowed, dropout_p)

@@ -9,7 +9,7 @@ The letters, here and in every file of this package:
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +90,8 @@ def kernel_attention(
         floor: Added to the squared similarity so that no row of weights vanishes.
         backend: ``"reference"`` is the definition in log space, slow and plainly right; ``"dense"`` holds one
             n x m matrix and takes no logarithm; ``"chunked"`` holds one tile of it at a time, and serves calls in
-            which all queries share a mask, without dropout or weights; ``"auto"`` takes the cheapest that can serve
-            the call, see :func:`choose_backend`.
+            which all queries share a mask, without dropout or weights, and is differentiable once; ``"auto"`` takes
+            the cheapest that can serve the call, see :func:`choose_backend`.
         return_weights: Also return the normalised weights (after dropout).
 
     Shapes:
@@ -114,8 +114,7 @@ def kernel_attention(
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
     if not floor >= 0.0:
         raise ValueError(f"floor must be at least 0, got {floor}")
-    if backend not in ("auto", "reference", "dense", "chunked"):
-        raise ValueError(f"backend must be 'auto', 'reference', 'dense' or 'chunked', got {backend!r}")
+    check_backend(backend)
 
     compute_dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     n, m = query_features.size(-2), key_features.size(-2)
@@ -170,8 +169,8 @@ def log_weight_attention(
         # A row of nothing but -inf has no softmax, so it gets all keys here and zeros below.
         empty = ~allowed.any(-1, keepdim=True)
         log_weight = log_weight.masked_fill(~(allowed | empty), -math.inf)
-        value = _silence_unattended(value, allowed)
-    weights = log_weight.softmax(-1)
+        value = silence_unattended(value, allowed)
+    weights = log_weight.softmax(-1).to(value.dtype)
     if allowed is not None:
         weights = weights.masked_fill(~allowed, 0.0)
     weights = F.dropout(weights, dropout_p)
@@ -240,7 +239,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, log_magnitude: Tens
         )
 
 
-def _silence_unattended(x: Tensor, allowed: Tensor) -> Tensor:
+def silence_unattended(x: Tensor, allowed: Tensor) -> Tensor:
     """Zero the rows (..., m, *) of keys that no query may attend to: zero weight times NaN would still be NaN."""
     return x.masked_fill(~allowed.any(-2).unsqueeze(-1), 0.0)
 
@@ -248,6 +247,21 @@ def _silence_unattended(x: Tensor, allowed: Tensor) -> Tensor:
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide, with 0 / 0 = 0: the weights of a query that may attend to nothing, value and gradient."""
     return numerator / denominator.masked_fill(denominator == 0.0, 1.0)
+
+
+def check_backend(backend: Backend) -> Backend:
+    """Return the name of a backend if there is one of that name.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> check_backend("auto")
+        'auto'
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, got {backend!r}")
+    return backend
 
 
 def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
@@ -284,7 +298,13 @@ def _reference(
     floor: float,
 ) -> tuple[Tensor, Tensor]:
     """The definition in log space."""
+    if allowed is not None:
+        key = silence_unattended(key, allowed)
     similarity = (query @ key.mT).square() + floor
+    if floor == 0.0:  # no similarity, no weight: the logarithm has no gradient at 0
+        similar = similarity > 0.0
+        allowed = similar if allowed is None else allowed & similar
+        similarity = torch.where(similar, similarity, 1.0)
     return log_weight_attention(similarity.log() + log_magnitude, value, allowed, dropout_p)
 
 
@@ -329,7 +349,7 @@ def _apply_mask(
     A common factor cancels in the quotient, so the shift needs no gradient.
     """
     if allowed is not None:
-        key, value = _silence_unattended(key, allowed), _silence_unattended(value, allowed)
+        key, value = silence_unattended(key, allowed), silence_unattended(value, allowed)
         log_magnitude = log_magnitude.masked_fill(~allowed, -math.inf)
     if log_magnitude.size(-1) == 0:
         return key, value, log_magnitude

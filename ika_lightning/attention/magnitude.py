@@ -9,27 +9,32 @@ The exponential of a scaled dot product is a kernel times two magnitudes (eq. 3 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+#: Exponent of a norm. The word is for configuration files and the command line, where infinity has no other spelling
+#: that a person would guess.
+Exponent = float | Literal["inf"]
 
-def check_p(p: float) -> float:
+
+def check_p(p: Exponent) -> float:
     """Return ``p`` as a float if |x|_p is a norm, that is for p in [1, inf].
 
     Raises:
         ValueError: If it is not.
 
     Example:
-        >>> check_p(2)
-        2.0
+        >>> check_p(2), check_p("inf")
+        (2.0, inf)
     """
-    if not p >= 1.0:
+    if not float(p) >= 1.0:
         raise ValueError(f"p must be at least 1 for |x|_p to be a norm (inf is allowed), got {p}")
     return float(p)
 
 
-def log_magnitude(x: Tensor, p: float = 2.0) -> Tensor:
+def log_magnitude(x: Tensor, p: Exponent = 2.0) -> Tensor:
     r"""Logarithm of the L^p magnitude of a key.
 
     .. math:: \text{mag}(x) = \frac{|x|_p^2}{2 \sqrt d}, \qquad |x|_p = \Bigl(\sum_i |x_i|^p\Bigr)^{1/p}

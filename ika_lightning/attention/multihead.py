@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ika_lightning.attention.core import DotProductCore, ExplicitKernelCore, RBFCore, SpectralCore
 from ika_lightning.attention.functional import Backend
 from ika_lightning.attention.kernels import Kernel, MaternKernel
+from ika_lightning.attention.magnitude import Exponent
 from ika_lightning.attention.spectrum import DirectSpectrum, GaussianCopula, ImplicitSpectrum, Init
 
 
@@ -95,7 +96,8 @@ class MultiheadAttention(nn.Module):
     def kl(self) -> Tensor:
         """The regulariser of the last forward; zero for a core that has none."""
         kl = getattr(self.core, "kl", None)
-        return torch.zeros((), device=self.out_proj.weight.device) if kl is None else kl
+        device = self.out_proj.weight.device  # a layer that has not been called yet has its zero on the CPU
+        return torch.zeros((), device=device) if kl is None else kl.to(device)
 
     def forward(
         self,
@@ -248,7 +250,7 @@ class RBF(MultiheadAttention):
         embed_dim: int,
         num_heads: int,
         *,
-        p: float = 2.0,
+        p: Exponent = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -281,7 +283,7 @@ class ExplicitKernel(MultiheadAttention):
         num_heads: int,
         *,
         kernel: Callable[[int, int], Kernel] = MaternKernel,
-        p: float = 2.0,
+        p: Exponent = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -317,7 +319,7 @@ class IKANDirect(MultiheadAttention):
         embed_dim: int,
         num_heads: int,
         *,
-        p: float = 2.0,
+        p: Exponent = 2.0,
         num_samples: int = 64,
         stationary: bool = False,
         init: Init = "rbf",
@@ -362,7 +364,7 @@ class IKAN(MultiheadAttention):
         embed_dim: int,
         num_heads: int,
         *,
-        p: float = 2.0,
+        p: Exponent = 2.0,
         num_samples: int = 64,
         stationary: bool = False,
         init: Init = "rbf",
@@ -414,7 +416,7 @@ class MIKAN(MultiheadAttention):
         embed_dim: int,
         num_heads: int,
         *,
-        p: float = 2.0,
+        p: Exponent = 2.0,
         num_samples: int = 64,
         stationary: bool = False,
         init: Init = "rbf",

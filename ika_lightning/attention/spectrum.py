@@ -26,6 +26,10 @@ Init = Literal["rbf", "paper"]
 # changes the kernel at the start by its square.
 _SYMMETRY_BREAKING = 1e-2
 
+# The least standard deviation of a posterior: softplus underflows to 0, whose logarithm would
+# make the divergence infinite and its gradient NaN.
+_LEAST_STD = 1e-4
+
 
 def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init) -> float:
     r"""Standard deviation of the frequencies at the start, in radians per unit of the query.
@@ -124,8 +128,8 @@ class ImplicitSpectrum(nn.Module):
     Half of the samples are drawn around :math:`+\mu`, half around :math:`-\mu`, and g is odd, so the density of w is
     symmetric and the kernel real. :math:`\mu` and :math:`\sigma` are learned for each head, and moved by a small
     encoder of the head's mean key. f is a network over d that the heads share; a non-stationary kernel has two,
-    fed the same z. The posterior starts at the prior, and f as a multiple of the identity, so the spectrum
-    starts as the Gaussian of :func:`initial_scale`.
+    fed the same z. The posterior starts at N(0, 1), and f as a multiple of the identity, so the spectrum
+    starts as the Gaussian of :func:`initial_scale`, whatever the prior.
 
     The regulariser is the divergence from the prior, :math:`N(0, s^2)`, in closed form and per dimension, averaged over
     batch, heads and d, so that its weight does not depend on sizes:
@@ -191,10 +195,12 @@ class ImplicitSpectrum(nn.Module):
         self.generators = nn.ModuleList(OddGenerator(head_dim, scale) for _ in range(1 if stationary else 2))
         self.copula = copula
         self.register_buffer("points", normal_points(num_heads, num_samples, head_dim))
-        self.register_buffer("side", 1.0 - 2.0 * (torch.arange(num_samples) % 2).unsqueeze(-1), persistent=False)
+        # The first half and the second: each half of a Sobol sequence is spread evenly, each other point need not be.
+        side = 1.0 - 2.0 * (torch.arange(num_samples) >= (num_samples + 1) // 2).unsqueeze(-1)
+        self.register_buffer("side", side, persistent=False)
 
     def posterior(self, mean_key: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the noise in units of the prior's, (b, h, d) or (h, d)."""
+        """Return mean and standard deviation of the noise, (b, h, d) or (h, d)."""
         mean, raw_std = self.mean, self.raw_std
         if self.encoder is not None:
             # Without a mean key the encoder sees zeros, so its parameters are used in every call: distributed
@@ -202,19 +208,21 @@ class ImplicitSpectrum(nn.Module):
             shift = self.encoder(torch.zeros_like(mean) if mean_key is None else mean_key)
             mean_shift, std_shift = shift.chunk(2, dim=-1)
             mean, raw_std = mean + mean_shift, raw_std + std_shift
-        # softplus grows linearly, and is 1 at log(e - 1)
-        return mean, F.softplus(raw_std + math.log(math.e - 1.0))
+        # softplus grows linearly; the sum is 1 where raw_std is 0
+        return mean, _LEAST_STD + F.softplus(raw_std + math.log(math.expm1(1.0 - _LEAST_STD)))
 
     def forward(self, mean_key: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the frequencies and the divergence of the noise from its prior."""
+        mean_key = None if mean_key is None else mean_key.to(self.mean.dtype)
         mean, std = self.posterior(mean_key)
         noise = torch.randn_like(self.points) if self.training else self.points  # (h, M, d)
-        kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).mean()
+        s = self.prior_std
+        kl = 0.5 * ((mean.square() + std.square()) / s**2 - 1.0 - 2.0 * (std / s).log()).mean()
         if self.copula is not None:
             factor = self.copula(mean_key)  # (..., h, h)
             noise = torch.einsum("...ij,jmd->...imd", factor, noise)
             kl = kl - factor.diagonal(dim1=-2, dim2=-1).log().mean()  # -log det R_c / 2h
-        z = self.side * mean.unsqueeze(-2) + std.unsqueeze(-2) * noise  # in units of the prior's
+        z = self.side * mean.unsqueeze(-2) + std.unsqueeze(-2) * noise
         return tuple(generate(z) for generate in self.generators), kl
 
     def extra_repr(self) -> str:

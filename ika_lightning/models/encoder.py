@@ -45,9 +45,7 @@ class EncoderLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, key_padding_mask: Tensor | None = None, context_length: int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, context_length: int | None = None) -> Tensor:
         """Transform a sequence; arguments are those of :meth:`Encoder.forward`."""
         normed = self.attention_norm(x)
         context = normed[:, :context_length]
@@ -94,9 +92,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, num_heads, attention, ffn_width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(
-        self, x: Tensor, key_padding_mask: Tensor | None = None, context_length: int | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, context_length: int | None = None) -> Tensor:
         """Transform a sequence.
 
         Args:

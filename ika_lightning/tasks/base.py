@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +17,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ika_lightning.attention import attention_kl
 
 
-class Task(LightningModule):
+class Task(LightningModule, ABC):
     """Base of the tasks.
 
-    A subclass builds ``self.net`` in ``configure_model``, when the data module has said how wide its input is, and
-    adds :meth:`regulariser` to its training loss.
+    A subclass builds its network in ``configure_model`` and adds :meth:`regulariser` to its training loss.
 
     Args:
         optimizer: Called with the parameters.
@@ -43,6 +43,10 @@ class Task(LightningModule):
         self.scheduler = scheduler
         self.kl_weight = kl_weight
         self.net = None
+
+    @abstractmethod
+    def configure_model(self) -> None:
+        """Build ``self.net``, once the data module has said how wide its input is."""
 
     def regulariser(self) -> Tensor:
         """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""

@@ -76,7 +76,9 @@ def test_backend_equals_the_reference(mask: str, floor: float) -> None:
 
     inputs = [query, key, value, magnitude]
     assert_close(attend("chunked")(*inputs), attend("reference")(*inputs))
-    for ours, expected in zip(gradients(attend("chunked"), inputs), gradients(attend("reference"), inputs), strict=True):
+    for ours, expected in zip(
+        gradients(attend("chunked"), inputs), gradients(attend("reference"), inputs), strict=True
+    ):
         assert_close(ours, expected)
 
 
