@@ -251,15 +251,17 @@ class Command(LightningCLI):
         checkpoint = self.trainer.checkpoint_callback
         if not self.trainer.is_global_zero or not isinstance(checkpoint, ModelCheckpoint):
             return
-        if not checkpoint.best_model_path:
-            return
-        best = os.path.relpath(checkpoint.best_model_path)
-        print(f"best checkpoint:  {best}")
-        print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
+        best = checkpoint.best_model_path and _shown(checkpoint.best_model_path)
+        if best:
+            print(f"best checkpoint:  {best}")
+            print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
+        elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
         if self.trainer.logger is not None and self.trainer.log_dir is not None:
-            folder = os.path.relpath(self.trainer.log_dir)
+            folder = _shown(self.trainer.log_dir)
             print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
-        print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
+        if best:
+            print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
 
     def before_predict(self) -> None:
         """Make the predictions go to the output file."""
@@ -271,6 +273,12 @@ class Command(LightningCLI):
     def after_predict(self) -> None:
         """Say where the predictions are."""
         print(f"{self.writer.count} predictions written to {self.writer.path}")
+
+
+def _shown(path: str) -> str:
+    """A path as short as it can be told: from here on if it is below, else whole."""
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

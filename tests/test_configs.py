@@ -1,0 +1,35 @@
+"""Every shipped configuration is built and takes a step of training, validation and test."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ika_lightning.cli import main
+from ika_lightning.data.benchmarks import BENCHMARKS
+
+CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+def test_there_is_one_for_each_data_set() -> None:
+    regression = {file.stem for file in CONFIGS if file.parent.name == "regression"}
+    assert regression == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = yaml.safe_load(config.read_text())["data"]["init_args"]["name"]
+    ships = name in ("co2", "airline_passengers")
+    root = [] if ships else ["--data.root", str(request.getfixturevalue("benchmark_root"))]
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *root, *QUIET])
+    (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
+    assert best.parts[-4] == config.stem
+    main(["test", "--ckpt_path", str(best), *root, *QUIET])
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_its_first_lines_say_how_to_run_it(config: Path) -> None:
+    command = f"#   python -m ika_lightning fit --config configs/{config.parent.name}/{config.name}"
+    assert command in config.read_text().splitlines()[:4]

@@ -1,0 +1,70 @@
+"""The README is true: its commands run in the order they stand in, and its Python runs."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from ika_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# What needs the shell of a person: the environment that the tests are in already, and a server.
+NOT_RUN = {"source .venv/bin/activate", "tensorboard --logdir runs"}
+
+
+def test_something_was_found() -> None:
+    assert len(COMMANDS) > 6
+    assert len(PYTHON) >= 1
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    assert COMMANDS[:2] == ["make fit", "make test"]
+    for command in COMMANDS[:2]:
+        assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("ika_lightning", "configs", "benchmarks"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for command in COMMANDS[2:]:
+        if command in NOT_RUN:
+            continue
+        assert command.startswith("python "), command
+        words = shlex.split(command)[1:]
+        if words[:2] == ["-m", "ika_lightning"]:
+            fits = words[2] == "fit" and not any(word.endswith(".help") for word in words)
+            run(lambda words=words, fits=fits: main([*words[2:], *["--trainer.max_epochs", "2"] * fits]))
+        else:  # a benchmark, which takes long: that it starts is all that is tested
+            monkeypatch.setattr(sys, "argv", [words[0], "--help"])
+            run(lambda words=words: runpy.run_path(words[0], run_name="__main__"))
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 522
+
+
+def run(command) -> None:
+    try:
+        command()
+    except SystemExit as end:
+        assert end.code in (0, None)
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_runs(code: str) -> None:
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert len(names) > 1
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))
+def test_links_lead_somewhere(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
