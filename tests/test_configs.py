@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch import LightningModule
 
+import ika_lightning.tasks
 from ika_lightning.cli import main
 from ika_lightning.data.benchmarks import BENCHMARKS
 
@@ -27,6 +30,15 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == config.stem
     main(["test", "--ckpt_path", str(best), *root, *QUIET])
+    assert load(best).hparams["attention"]["class_path"].endswith(".MIKAN")
+
+
+def load(checkpoint: Path) -> LightningModule:
+    """Load a model in Python as a person would, by the name of its class."""
+    name = yaml.safe_load(torch.load(checkpoint, weights_only=True)["config"])["model"]["class_path"]
+    model = getattr(ika_lightning.tasks, name.rpartition(".")[2]).load_from_checkpoint(checkpoint, weights_only=True)
+    assert model.net is not None
+    return model
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")

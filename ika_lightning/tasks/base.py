@@ -91,16 +91,18 @@ def name_layer(factory: Any) -> dict[str, Any]:
         >>> name_layer(functools.partial(RBF, p=1.5))
         {'class_path': 'ika_lightning.attention.multihead.RBF', 'init_args': {'p': 1.5}}
     """
-    arguments: dict[str, Any] = {}
-    if isinstance(factory, functools.partial) and not factory.args:
-        factory, arguments = factory.func, factory.keywords
-    if not isinstance(factory, type):
+    parts, arguments = [factory], {}
+    if isinstance(factory, functools.partial):
+        # jsonargparse wraps a class in functions of its own, and passes it to them
+        parts, arguments = [factory.func, *factory.args], factory.keywords
+    layers = [part for part in parts if isinstance(part, type)]
+    if len(layers) != 1 or not all(map(callable, parts)):
         raise ValueError(
             "an attention must be a class, or a functools.partial of one with keyword arguments, so that a checkpoint "
             f"can name it; got {factory!r}"
         )
     return {
-        "class_path": f"{factory.__module__}.{factory.__qualname__}",
+        "class_path": f"{layers[0].__module__}.{layers[0].__qualname__}",
         "init_args": {key: name_layer(value) if callable(value) else value for key, value in arguments.items()},
     }
 
