@@ -413,7 +413,7 @@ class TestBadInput:
             fitted("nowhere.csv")
         with pytest.raises(FileNotFoundError, match=r"there is no file gone.csv"):
             RegressionData(predict_path="gone.csv").setup("predict")
-        with pytest.raises(ValueError, match=r"nothing to predict; give the new rows with --data.predict_path"):
+        with pytest.raises(ValueError, match=r"nothing to predict; give the new rows with --input FILE"):
             RegressionData("co2").setup("predict")
         with pytest.raises(ValueError, match="there is no table to split"):
             RegressionData(predict_path="new.csv").setup("fit")

@@ -1,0 +1,336 @@
+"""Time and memory of attention, from queries, keys and values to the output, as ratios within one run.
+
+    python benchmarks/attention.py                  the table of the README; a CSV and a picture in benchmarks/results
+    python benchmarks/attention.py --what scaling   the linear backend from 16k to 131k tokens, with peak memory
+    python benchmarks/attention.py --what auto      the backend that "auto" takes against the best, over a grid
+    python benchmarks/attention.py --what layers    whole layers on small calls
+    python benchmarks/attention.py --device cuda --dtype bfloat16
+
+Compared are ``F.scaled_dot_product_attention``, the backends of ``kernel_attention`` (with Bochner features of the
+queries and keys and the magnitude of the keys made inside the timed call), and the authors' formula, the logarithm of
+the kernel plus that of the magnitude through a softmax, written plainly. Repeats are interleaved over the methods;
+printed are medians, and the spread from the 10th to the 90th percentile of the ratio to
+``F.scaled_dot_product_attention`` in the same repeat. Peak memory is of a process of its own that makes one call
+forward and backward, less what it held before the call.
+
+``of peak`` is the rate of the matrix products that the definition of a method asks for (forward and backward, without
+what a backward computes again), divided by the rate of a 1024 x 1024 matrix product on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, kernel_attention
+from ika_lightning.attention.kernels import stationary_features
+from ika_lightning.attention.magnitude import log_magnitude
+
+RESULTS = Path(__file__).parent / "results"
+KERNEL_BACKENDS = ("dense", "chunked", "linear", "auto")
+
+
+class Case(NamedTuple):
+    """The shape of a call: n queries and keys, M spectral samples, width d of a head."""
+
+    n: int
+    samples: int
+    d: int = 64
+    heads: int = 8
+    batch: int = 1
+    causal: bool = False
+
+
+def authors_formula(query: Tensor, key: Tensor, value: Tensor, magnitude: Tensor, causal: bool) -> Tensor:
+    log_weight = ((query @ key.mT).square() + 1e-5).log() + magnitude.unsqueeze(-2)
+    if causal:
+        n = query.size(-2)
+        log_weight = log_weight.masked_fill(~torch.ones(n, n, dtype=torch.bool, device=query.device).tril(), -math.inf)
+    return log_weight.softmax(-1) @ value
+
+
+def call(method: str, case: Case, query: Tensor, key: Tensor, value: Tensor, frequencies: Tensor) -> Tensor:
+    """Attend with one method."""
+    if method == "sdpa":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=case.causal)
+    features = [stationary_features(x.float(), frequencies) for x in (query, key)]
+    magnitude = log_magnitude(key.float(), 2.0)
+    if method == "authors":
+        return authors_formula(*features, value.float(), magnitude, case.causal).to(value.dtype)
+    return kernel_attention(*features, value, magnitude, is_causal=case.causal, backend=method)
+
+
+def inputs(case: Case, device: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.batch, case.heads, case.n, case.d)
+    drawn = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
+    frequencies = torch.randn(case.heads, case.samples, case.d, generator=generator) / (2 * math.sqrt(case.d)) ** 0.5
+    return drawn, frequencies.to(device).requires_grad_()
+
+
+def multiply_adds(method: str, case: Case) -> float:
+    """Multiply-adds of the matrix products that a method's definition asks for, forward and backward."""
+    n, d, features = case.n, case.d, 2 * case.samples
+    pairs = n * n / (2 if case.causal else 1)
+    if method == "sdpa":
+        each = pairs * 2 * d
+    elif method == "linear":
+        each = 2 * n * features * (features + 1) / 2 * (d + 1)
+    else:
+        each = pairs * (features + d + 1)
+    return 3 * case.batch * case.heads * each
+
+
+def interleaved(steps: dict[str, Callable[[], None]], repeats: int, synchronize: Callable[[], None]) -> np.ndarray:
+    """Return seconds, (repeats, methods); the first two rounds warm up and are not counted."""
+    times = np.empty((repeats + 2, len(steps)))
+    for repeat in range(repeats + 2):
+        for column, step in enumerate(steps.values()):
+            synchronize()
+            started = time.perf_counter()
+            step()
+            synchronize()
+            times[repeat, column] = time.perf_counter() - started
+    return times[2:]
+
+
+def peak_rate(device: str, dtype: torch.dtype, synchronize: Callable[[], None]) -> float:
+    """Multiply-adds a second of a large matrix product."""
+    size = 1024 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return size**3 / np.median(interleaved({"product": lambda: a @ b}, 30, synchronize))
+
+
+def timed(case: Case, methods: list[str], arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure forward and forward + backward of every method on one case."""
+    device, dtype = arguments.device, getattr(torch, arguments.dtype)
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    drawn, frequencies = inputs(case, device, dtype)
+    gradient = torch.randn_like(drawn[0])
+
+    def forward(method: str) -> None:
+        with torch.no_grad():
+            call(method, case, *drawn, frequencies)
+
+    def both(method: str) -> None:
+        for leaf in (*drawn, frequencies):
+            leaf.grad = None
+        call(method, case, *drawn, frequencies).backward(gradient)
+
+    peak = peak_rate(device, dtype, synchronize)
+    repeats = max(3, min(arguments.repeats, int(2e10 * arguments.repeats / multiply_adds("sdpa", case))))
+    rows = []
+    sides = {
+        what: interleaved({method: partial(step, method) for method in methods}, repeats, synchronize)
+        for what, step in (("forward", forward), ("both", both))
+    }
+    for column, method in enumerate(methods):
+        ratio = sides["both"][:, column] / sides["both"][:, 0]
+        low, high = np.percentile(ratio, [10, 90])
+        rows.append(
+            {
+                **case._asdict(),
+                "method": method,
+                "forward_ms": 1000 * np.median(sides["forward"][:, column]),
+                "both_ms": 1000 * np.median(sides["both"][:, column]),
+                "forward_ratio": np.median(sides["forward"][:, column] / sides["forward"][:, 0]),
+                "ratio": np.median(ratio),
+                "low": low,
+                "high": high,
+                "of_peak": multiply_adds(method, case) / np.median(sides["both"][:, column]) / peak,
+            }
+        )
+    return rows
+
+
+def peak_memory(case: Case, method: str, arguments: argparse.Namespace) -> float:
+    """MiB that one call forward and backward needs on top of its inputs, in a process of its own."""
+    words = [__file__, "--what", "one-call", "--method", method, "--case", *map(str, map(int, case))]
+    done = subprocess.run([sys.executable, *words, "--device", arguments.device, "--dtype", arguments.dtype],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return float(done.stdout)
+
+
+def one_call(arguments: argparse.Namespace) -> None:
+    """Print the peak memory of one call; what a process of its own does."""
+    *sizes, causal = arguments.case
+    case = Case(*sizes, causal=bool(causal))
+    drawn, frequencies = inputs(case, arguments.device, getattr(torch, arguments.dtype))
+    warm_up, few = inputs(case._replace(n=16), arguments.device, getattr(torch, arguments.dtype))
+    call(arguments.method, case, *warm_up, few).sum().backward()  # loads what is loaded lazily
+
+    def held() -> float:
+        if arguments.device == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
+
+    before = held()
+    call(arguments.method, case, *drawn, frequencies).sum().backward()
+    print(held() - before)
+
+
+def show(rows: list[dict[str, object]]) -> None:
+    """Print one case as Markdown."""
+    for row in rows:
+        case = f"{row['n']:,}, M = {row['samples']}" + (", causal" if row["causal"] else "")
+        memory = f"{row['memory']:,.0f}" if "memory" in row else ""
+        print(
+            f"| {case} | {row['method']} | {row['forward_ms']:,.1f} | {row['both_ms']:,.1f} | {row['ratio']:.2f} "
+            f"({row['low']:.2f} - {row['high']:.2f}) | {row['of_peak']:.0%} | {memory} |",
+            flush=True,
+        )
+
+
+HEADER = (
+    "| n | method | forward, ms | forward + backward, ms | x SDPA (10 - 90 %) | of peak | peak memory, MiB |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def save(rows: list[dict[str, object]], name: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(rows: list[dict[str, object]]) -> None:
+    """Draw the time of every method over the length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = sorted({(row["samples"], row["causal"]) for row in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.4), sharey=True, squeeze=False)
+    for axis, (samples, causal) in zip(axes[0], panels, strict=True):
+        here = [row for row in rows if (row["samples"], row["causal"]) == (samples, causal)]
+        for method in dict.fromkeys(row["method"] for row in here):
+            points = sorted((row["n"], row["both_ms"]) for row in here if row["method"] == method)
+            axis.loglog(*zip(*points, strict=True), marker="o", label=method)
+        axis.set(title=f"M = {samples}" + (", causal" if causal else ""), xlabel="tokens")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("forward + backward, ms")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "attention.png", dpi=150)
+    plt.close(figure)
+
+
+def run_table(arguments: argparse.Namespace) -> None:
+    print(HEADER)
+    rows = []
+    for samples, causal, n in itertools.product((16, 32, 64), (False, True), (512, 2048, 8192, 16384)):
+        case = Case(n, samples, causal=causal)
+        methods = ["sdpa", "chunked", "linear"]
+        if n <= 2048:  # beyond, the n x n matrices of these take more memory than a laptop has
+            methods += ["dense", "authors"]
+        measured = timed(case, methods, arguments)
+        if n == 2048:
+            for row in measured:
+                row["memory"] = peak_memory(case, str(row["method"]), arguments)
+        show(measured)
+        rows += measured
+    save(rows, "attention")
+    draw(rows)
+
+
+def run_scaling(arguments: argparse.Namespace) -> None:
+    """The linear backend against SDPA up to 131k tokens; SDPA's time is quadratic, so only its memory is measured."""
+    print("| n | causal | linear, forward + backward, s | exponent | linear, MiB | SDPA, MiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for causal in (False, True):
+        before = None
+        for n in (16384, 32768, 65536, 131072):
+            case = Case(n, 16, causal=causal)
+            (row,) = timed(case, ["linear"], arguments)
+            seconds = float(row["both_ms"]) / 1000
+            exponent = math.log2(seconds / before) if before else math.nan
+            row["memory"] = peak_memory(case, "linear", arguments)
+            theirs = peak_memory(case, "sdpa", arguments) if n in (16384, 131072) and not causal else math.nan
+            print(f"| {n:,} | {causal} | {seconds:.2f} | {exponent:.2f} | {row['memory']:,.0f} | {theirs:,.0f} |",
+                  flush=True)  # fmt: skip
+            rows.append(row | {"exponent": exponent, "sdpa_memory": theirs})
+            before = seconds
+    save(rows, "scaling")
+
+
+def run_auto(arguments: argparse.Namespace) -> None:
+    """What "auto" costs against the best backend, over a grid of 30 shapes."""
+    grid = [
+        Case(n, samples, d, batch=batch, causal=causal)
+        for n, batch in ((32, 32), (128, 8), (512, 2), (2048, 1), (8192, 1))
+        for samples, d, causal in ((16, 64, False), (32, 64, False), (64, 64, False), (16, 64, True), (64, 64, True),
+                                   (64, 8, False))
+    ]  # fmt: skip
+    print("| batch | n | M | d | causal | best | auto over best |\n| --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for case in grid:
+        methods = ["auto", "chunked", "linear"] + ["dense"] * (case.n <= 2048)
+        measured = timed(case, methods, arguments)
+        best = min(measured[1:], key=lambda row: float(row["both_ms"]))
+        ratio = float(measured[0]["both_ms"]) / float(best["both_ms"])
+        shape = f"{case.batch} | {case.n:,} | {case.samples} | {case.d} | {case.causal}"
+        print(f"| {shape} | {best['method']} | {ratio:.2f} |", flush=True)
+        rows += [row | {"over_best": ratio} for row in measured]
+    save(rows, "auto")
+    print(f"worst: {max(float(row['over_best']) for row in rows):.2f}")
+
+
+def run_layers(arguments: argparse.Namespace) -> None:
+    """Whole layers, forward and backward, as ratios to DotProduct."""
+    kinds = {"DotProduct": DotProduct, "RBF": RBF, "IKANDirect": IKANDirect, "IKAN": IKAN, "MIKAN": MIKAN}
+    print("| batch | n | layer | forward + backward, ms | x DotProduct (10 - 90 %) |\n| --- | --- | --- | --- | --- |")
+    for batch, n in ((32, 32), (8, 128), (1, 512)):
+        torch.manual_seed(0)
+        x = torch.randn(batch, n, 512)
+        layers = {name: kind(512, 8) for name, kind in kinds.items()}
+
+        def both(layer: torch.nn.Module, x: Tensor = x) -> None:
+            layer.zero_grad()
+            out, _ = layer(x, x, x, need_weights=False)
+            (out.square().mean() + layer.kl).backward()
+
+        times = interleaved({k: partial(both, v) for k, v in layers.items()}, arguments.repeats, lambda: None)
+        for column, name in enumerate(layers):
+            ratio = times[:, column] / times[:, 0]
+            low, high = np.percentile(ratio, [10, 90])
+            print(f"| {batch} | {n} | {name} | {1000 * np.median(times[:, column]):.1f} | {np.median(ratio):.2f} "
+                  f"({low:.2f} - {high:.2f}) |", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    runs = {"table": run_table, "scaling": run_scaling, "auto": run_auto, "layers": run_layers, "one-call": one_call}
+    parser.add_argument("--what", choices=runs, default="table")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs=6, type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.what != "one-call":
+        print(f"torch {torch.__version__}, {arguments.device}, {arguments.dtype}, {torch.get_num_threads()} threads")
+    runs[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The benchmarks start, and what they compute besides times is right."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Run a benchmark's file without its main, as a namespace."""
+
+    def load(name: str) -> SimpleNamespace:
+        return SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="benchmark"))
+
+    return load
+
+
+def test_speed_of_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["regression_speed.py", "--rows", "31", "--repeats", "1"])
+    runpy.run_path(str(ROOT / "benchmarks" / "regression_speed.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("MIKAN" in line for line in lines) == 3
+    assert [line.split()[-1] for line in lines if "DotProduct " in line] == ["1.00"] * 3
+
+
+class TestAccuracyOfRegression:
+    def test_choice_is_by_validation_alone(self, load):
+        benchmark = load("regression")
+        results = {}
+        for lr in benchmark.GRID["lr"]:
+            for dropout in benchmark.GRID["dropout"]:
+                for split in benchmark.TUNED_ON:
+                    fit = benchmark.Fit("boston", "IKAN", lr, dropout, split, "val")
+                    results[fit] = abs(lr - 0.003) + abs(dropout - 0.05) + split
+                    results[fit._replace(stage="test")] = -results[fit]
+        assert benchmark.choose(results, "boston", "IKAN") == (0.003, 0.05)
+
+    @pytest.mark.parametrize("stage", ["val", "test"])
+    def test_a_fit_is_measured(self, load, stage, benchmark_root, tmp_path, monkeypatch):
+        benchmark = load("regression")
+        (tmp_path / "configs" / "regression").mkdir(parents=True)
+        file = tmp_path / "configs" / "regression" / "boston.yaml"
+        shutil.copy(ROOT / "configs" / "regression" / "boston.yaml", file)
+        config = yaml.safe_load(file.read_text())
+        config["trainer"]["max_epochs"] = 1
+        file.write_text(yaml.safe_dump(config))
+        monkeypatch.setitem(benchmark.measure.__globals__, "HERE", tmp_path / "benchmarks")
+        fit = benchmark.Fit("boston", "IKANDirect", 0.001, 0.05, 3, stage)
+        rmse = benchmark.measure(fit, str(benchmark_root))
+        assert 1 < rmse < 30
+        assert benchmark.measure(fit, str(benchmark_root)) == rmse
+
+
+def test_methods_of_the_attention_benchmark_agree(load) -> None:
+    import torch
+
+    benchmark = load("attention")
+    for causal in (False, True):
+        case = benchmark.Case(n=37, samples=5, d=11, heads=3, causal=causal)
+        drawn, frequencies = benchmark.inputs(case, "cpu", torch.float64)
+        expected = benchmark.call("authors", case, *drawn, frequencies)
+        torch.testing.assert_close(benchmark.call("dense", case, *drawn, frequencies), expected, rtol=1e-4, atol=1e-4)
+        assert benchmark.call("sdpa", case, *drawn, frequencies).shape == expected.shape
