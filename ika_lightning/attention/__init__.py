@@ -3,8 +3,11 @@
 Read :mod:`~ika_lightning.attention.functional` for the operation, :mod:`~ika_lightning.attention.kernels`,
 :mod:`~ika_lightning.attention.spectrum` and :mod:`~ika_lightning.attention.magnitude` for its parts,
 :mod:`~ika_lightning.attention.core` for how they meet and :mod:`~ika_lightning.attention.multihead` for the layers.
+:func:`replace_attention` puts the layers into a model made of PyTorch's, and
+:mod:`~ika_lightning.attention.huggingface` their cores into one of Hugging Face's.
 """
 
+from ika_lightning.attention.cache import KeyCache
 from ika_lightning.attention.functional import kernel_attention
 from ika_lightning.attention.kernels import (
     Kernel,
@@ -24,6 +27,7 @@ from ika_lightning.attention.multihead import (
     MultiheadAttention,
     attention_kl,
 )
+from ika_lightning.attention.replace import replace_attention
 
 __all__ = [
     "IKAN",
@@ -33,6 +37,7 @@ __all__ = [
     "ExplicitKernel",
     "IKANDirect",
     "Kernel",
+    "KeyCache",
     "LinearKernel",
     "MaternKernel",
     "MultiheadAttention",
@@ -41,4 +46,5 @@ __all__ = [
     "RationalQuadraticKernel",
     "attention_kl",
     "kernel_attention",
+    "replace_attention",
 ]

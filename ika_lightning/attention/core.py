@@ -1,7 +1,7 @@
 """Attention between queries, keys and values that are already projected and split into heads.
 
-A core is what differs between the attention layers: similarity x magnitude, without projections. It is a module where
-it has state, and takes the masks that the layers have sorted out:
+A core is what differs between the attention layers: similarity x magnitude, without projections. It takes the masks
+that the layers have sorted out:
 
     key_mask   (b, 1, m) boolean, True = may attend; the same for all queries
     key_bias   (b, 1, m) floating, added to the log-weights of a key
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ika_lightning.attention.cache import KeyCache
 from ika_lightning.attention.functional import (
     Backend,
     check_backend,
@@ -31,12 +32,54 @@ from ika_lightning.attention.magnitude import Exponent, check_p, log_magnitude
 from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
 
 
-class DotProductCore(nn.Module):
-    r"""Scaled dot-product attention, :math:`\text{softmax}(q \cdot k / \sqrt d)\, v`.
+class Core(nn.Module):
+    """Base of the cores; one implements :meth:`forward`, and gets :meth:`decode` from it.
 
     Shapes, here and in every core:
         query (b, h, n, d); key (b, h, m, d); value (b, h, m, e); the result (b, h, n, e) and, if asked for, weights
         (b, h, n, m), else None.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        key_mask: Tensor | None = None,
+        key_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend."""
+        raise NotImplementedError
+
+    def decode(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: KeyCache | None = None, *, dropout_p: float = 0.0
+    ) -> tuple[Tensor, KeyCache]:
+        """Attend from the next positions of a sequence to those before, which the cache remembers, and causally.
+
+        Args:
+            query: Queries of the next positions.
+            key: Their keys.
+            value: Their values.
+            cache: What the call for the positions before them returned; None at the beginning.
+            dropout_p: Probability with which a weight is dropped.
+
+        Returns:
+            The result, and the cache for the positions after them.
+        """
+        cache = KeyCache((key, value)) if cache is None else cache.extend(key, value)
+        key, value = cache.rows
+        attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
+        out, _ = self(query, key, value, attn_mask=attn_mask, is_causal=is_causal, dropout_p=dropout_p)
+        return out, cache
+
+
+class DotProductCore(Core):
+    r"""Scaled dot-product attention, :math:`\text{softmax}(q \cdot k / \sqrt d)\, v`.
 
     Example:
         >>> out, weights = DotProductCore()(*torch.randn(3, 2, 4, 5, 8).unbind())
@@ -65,7 +108,7 @@ class DotProductCore(nn.Module):
         return _softmax_attention(query, key, value, mask, is_causal, dropout_p, scale, need_weights)
 
 
-class RBFCore(nn.Module):
+class RBFCore(Core):
     r"""The explicit Gaussian kernel times the L^p magnitude.
 
     .. math::
@@ -121,7 +164,7 @@ class RBFCore(nn.Module):
         return f"p={self.p}"
 
 
-class ExplicitKernelCore(nn.Module):
+class ExplicitKernelCore(Core):
     r"""Any kernel given by its formula times the L^p magnitude, :math:`w_{ij} \propto k(q_i, k_j) \exp(\text{mag}_j)`.
 
     Args:
@@ -163,7 +206,7 @@ class ExplicitKernelCore(nn.Module):
         return f"p={self.p}"
 
 
-class SpectralCore(nn.Module):
+class SpectralCore(Core):
     r"""A kernel with a learned spectral density times the L^p magnitude: the attention of the paper.
 
     Frequencies come from ``spectrum``, features from Bochner's map (one set of frequencies) or Yaglom's (two), and
@@ -177,12 +220,7 @@ class SpectralCore(nn.Module):
         spectrum: Where frequencies come from.
         p: Exponent of the norm in the magnitude, in [1, inf].
         backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
-
-    Attributes:
-        kl: The regulariser of the last forward.
     """
-
-    kl: Tensor
 
     def __init__(
         self, spectrum: DirectSpectrum | ImplicitSpectrum, p: Exponent = 2.0, backend: Backend = "auto"
@@ -191,7 +229,13 @@ class SpectralCore(nn.Module):
         self.spectrum = spectrum
         self.p = check_p(p)
         self.backend: Backend = check_backend(backend)
-        self.kl = torch.zeros(())
+        self._kl: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """The regulariser of the last forward; zero before the first."""
+        # made here and not in the constructor: a model may have moved to another device since
+        return next(self.spectrum.parameters()).new_zeros(()) if self._kl is None else self._kl
 
     def forward(
         self,
@@ -210,15 +254,13 @@ class SpectralCore(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             query, key = at_least_float32(query), at_least_float32(key)
             leaks = is_causal or attn_mask is not None
-            frequencies, self.kl = self.spectrum(
+            frequencies, self._kl = self.spectrum(
                 mean_key(key, key_mask) if self.spectrum.conditional and not leaks else None
             )
-            frequencies = tuple(at_least_float32(w) for w in frequencies)
-            features = stationary_features if len(frequencies) == 1 else nonstationary_features
+            query_features, key_features = _features(query, frequencies), _features(key, frequencies)
             key_log_magnitude = log_magnitude(key, self.p)
             if key_bias is not None:
                 key_log_magnitude = key_log_magnitude + key_bias
-            query_features, key_features = features(query, *frequencies), features(key, *frequencies)
         attended = kernel_attention(
             query_features,
             key_features,
@@ -232,13 +274,57 @@ class SpectralCore(nn.Module):
         )
         return attended if isinstance(attended, tuple) else (attended, None)
 
+    def decode(
+        self, query: Tensor, key: Tensor, value: Tensor, cache: KeyCache | None = None, *, dropout_p: float = 0.0
+    ) -> tuple[Tensor, KeyCache]:
+        """Attend as a causal :meth:`forward` does, with frequencies drawn once and features made once for each key."""
+        with torch.autocast(query.device.type, enabled=False):
+            query, key = at_least_float32(query), at_least_float32(key)
+            if cache is None:
+                frequencies, self._kl = self.spectrum(None)
+            else:
+                frequencies = cache.frequencies
+            rows = _features(key, frequencies), value, log_magnitude(key, self.p)
+            cache = KeyCache(rows, frequencies) if cache is None else cache.extend(*rows)
+            query_features = _features(query, frequencies)
+        attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
+        out = kernel_attention(
+            query_features,
+            *cache.rows,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            dropout_p=dropout_p,
+            backend=self.backend,
+        )
+        return out, cache
+
     def extra_repr(self) -> str:
         """Name the exponent and the backend."""
         return f"p={self.p}, backend={self.backend!r}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the graph of the last forward out of copies and pickles, which refuse tensors that have one."""
-        return {**self.__dict__, "kl": torch.zeros(())}
+        return {**self.__dict__, "_kl": None}
+
+
+def causal_mask(n: int, m: int, device: torch.device) -> tuple[Tensor | None, bool]:
+    """Return the ``attn_mask`` and ``is_causal`` with which the last n of m positions attend to their past.
+
+    ``is_causal`` counts queries and keys from the same first position, and so serves a sequence from its beginning.
+
+    Shapes:
+        the mask (n, m), boolean, True = may attend; None if there is nothing to forbid or ``is_causal`` says it.
+
+    Example:
+        >>> causal_mask(2, 4, torch.device("cpu"))[0]
+        tensor([[ True,  True,  True, False],
+                [ True,  True,  True,  True]])
+        >>> causal_mask(4, 4, torch.device("cpu")), causal_mask(1, 4, torch.device("cpu"))
+        ((None, True), (None, False))
+    """
+    if n == m:
+        return None, True
+    return None if n == 1 else torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n), False
 
 
 def mean_key(key: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -296,6 +382,12 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float32
     """
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _features(x: Tensor, frequencies: tuple[Tensor, ...]) -> Tensor:
+    """Map queries or keys to features: Bochner's with one set of frequencies, Yaglom's with two."""
+    features = stationary_features if len(frequencies) == 1 else nonstationary_features
+    return features(x, *(at_least_float32(w) for w in frequencies))
 
 
 def _softmax_attention(

@@ -1,0 +1,183 @@
+"""Kernel attention inside the models of Hugging Face ``transformers``, by the interface that they have for attention.
+
+Needs the extra ``huggingface`` (``pip install 'ika-lightning[huggingface]'``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+from ika_lightning.attention.core import Core
+from ika_lightning.attention.multihead import MultiheadAttention
+
+# What some models add to their logits. Dropping it in silence would make another model of theirs.
+_UNSUPPORTED = ("position_bias", "softcap", "s_aux")
+
+
+def attach_kernel_attention(
+    model: PreTrainedModel,
+    attention: type[MultiheadAttention],
+    *,
+    inputs: dict[str, Tensor] | None = None,
+    name: str = "ikan",
+    **options: Any,
+) -> PreTrainedModel:
+    """Give every attention module of a model a core of this package, and switch the model over to it.
+
+    The model keeps its projections, positions, masks, key-value cache and ``generate``; what happens between queries,
+    keys and values becomes that of ``attention``. The core of a module is its submodule ``kernel_core``, so it trains,
+    moves and is saved with the model, and :func:`~ika_lightning.attention.attention_kl` finds it. Trained cores are
+    loaded with ``load_state_dict`` after this call; ``from_pretrained`` does not know of them.
+
+    Modules do not agree on the names of their sizes, so the model is run once, in evaluation, to see which modules
+    attend and with what. A core has a head for each head of the queries; heads of keys that several share are repeated.
+
+    Args:
+        model: A model whose attention goes through ``transformers.AttentionInterface``, as nearly all do.
+        attention: The class of layers whose core is used.
+        inputs: What to run the model with; ``model.dummy_inputs`` if None.
+        name: Name of the attention implementation, see :func:`register_kernel_attention`.
+        **options: Arguments of that class's constructor, such as p and num_samples.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If no module of the model attends through the interface.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from ika_lightning.attention import IKAN
+        >>> sizes = dict(hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1)
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=11, intermediate_size=8, **sizes))
+        >>> model = attach_kernel_attention(model, IKAN, p=1.8)
+        >>> model(torch.tensor([[1, 5, 3]])).logits.shape
+        torch.Size([1, 3, 11])
+    """
+    sizes = _measure_heads(model, model.dummy_inputs if inputs is None else inputs, name)
+    for module, (num_heads, head_dim) in sizes.items():
+        core = attention(num_heads * head_dim, num_heads, **options).core
+        module.kernel_core = core.to(next(module.parameters())).train(module.training)
+    return model
+
+
+def register_kernel_attention(name: str = "ikan") -> None:
+    """Make the attention implementation ``name`` known to ``transformers``, with the masks that it needs.
+
+    A model that is switched to it (``model.set_attn_implementation(name)``) must have its cores, see
+    :func:`attach_kernel_attention`, which calls this function.
+
+    Example:
+        >>> register_kernel_attention()
+        >>> "ikan" in AttentionInterface()
+        True
+    """
+    AttentionInterface.register(name, attend)
+    # An implementation without a mask function gets no masks: causal models would read the future.
+    AttentionMaskInterface.register(name, make_mask)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Attend with the module's ``kernel_core``, as an implementation of ``transformers.AttentionInterface``.
+
+    Where a model scales logits by something else than :math:`1 / \sqrt d`, queries and keys are scaled, so that
+    the product :math:`q \cdot k / \sqrt d`, which cores start from, is the model's own.
+
+    Shapes:
+        query (b, h, n, d); key and value (b, h or a divisor of it, m, d); attention_mask (b, 1, 1 or n, m), True = may
+        attend; the result (b, n, h, d), and weights (b, h, n, m) if ``output_attentions`` asks for them, else None.
+
+    Raises:
+        RuntimeError: If the module has no core.
+        ValueError: If the model adds to its logits what kernel attention has no place for.
+    """
+    core: Core | None = getattr(module, "kernel_core", None)
+    if core is None:
+        raise RuntimeError(
+            f"{type(module).__name__} has no kernel_core: call attach_kernel_attention(model, ...) first"
+        )
+    for unsupported in _UNSUPPORTED:
+        if kwargs.get(unsupported) is not None:
+            raise ValueError(f"kernel attention has no {unsupported}, which {type(module).__name__} asks for")
+    n, d = query.shape[-2:]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and n > 1:
+        # no mask, yet more keys than queries: the empty rest of a static cache
+        key, value = key[:, :, :n], value[:, :, :n]
+    groups = query.size(1) // key.size(1)
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if scaling is not None and not math.isclose(scaling * math.sqrt(d), 1.0):
+        root = math.sqrt(scaling * math.sqrt(d))
+        query, key = query * root, key * root
+
+    masks: dict[str, Any]
+    if attention_mask is not None:
+        shared = not causal and attention_mask.size(-2) == 1 and attention_mask.dtype == torch.bool
+        masks = {"key_mask": attention_mask[:, 0]} if shared else {"attn_mask": attention_mask}
+    elif causal and n == 1:
+        # Nothing to forbid; but a mask says that the mean key would leak, so that this step of generation has the
+        # kernel that the whole sequence has.
+        masks = {"attn_mask": torch.ones(1, key.size(-2), dtype=torch.bool, device=key.device)}
+    else:
+        masks = {"is_causal": causal}
+    need_weights = bool(kwargs.get("output_attentions", False))
+    out, weights = core(query, key, value, **masks, dropout_p=dropout, need_weights=need_weights)
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def make_mask(*, q_length: int, mask_function: Callable[..., Any], **kwargs: Any) -> Tensor | None:
+    """Make the boolean mask (b, 1, 1 or n, m), True = may attend, of a call, or None where ``is_causal`` says it all.
+
+    It has one row where all queries share it, as with padding alone: what n equal rows mean, a core cannot know.
+    """
+    shared = mask_function is bidirectional_mask_function
+    mask: Tensor | None = sdpa_mask(q_length=1 if shared else q_length, mask_function=mask_function, **kwargs)
+    return mask
+
+
+def _measure_heads(model: PreTrainedModel, inputs: dict[str, Tensor], name: str) -> dict[nn.Module, tuple[int, int]]:
+    """Switch the model over, and return heads and width of a head of each module that attends.
+
+    The model is left as it was if no module does, or the run fails.
+    """
+    sizes: dict[nn.Module, tuple[int, int]] = {}
+
+    def measure(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes[module] = query.size(1), query.size(-1)
+        return value.new_zeros(query.size(0), query.size(2), query.size(1), value.size(-1)), None
+
+    training, before = model.training, model.config._attn_implementation
+    register_kernel_attention(name)
+    AttentionInterface.register(name, measure)
+    try:
+        model.set_attn_implementation(name)
+        with torch.no_grad():
+            model.eval()(**{key: x.to(model.device) for key, x in inputs.items()})
+        if not sizes:
+            raise ValueError(
+                f"model must attend through transformers.AttentionInterface, but no module of {type(model)} does"
+            )
+    except Exception:
+        model.set_attn_implementation(before)
+        raise
+    finally:
+        model.train(training)
+        AttentionInterface.register(name, attend)
+    return sizes

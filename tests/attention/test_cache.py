@@ -1,0 +1,184 @@
+"""Decoding: a few positions at a time give what one causal call gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ika_lightning.attention import (
+    IKAN,
+    MIKAN,
+    RBF,
+    DotProduct,
+    ExplicitKernel,
+    IKANDirect,
+    KeyCache,
+    LinearKernel,
+    MultiheadAttention,
+)
+
+BATCH, LENGTH, WIDTH, HEADS = 3, 11, 15, 5
+LAYERS: dict[str, Callable[..., MultiheadAttention]] = {
+    "DotProduct": DotProduct,
+    "RBF": partial(RBF, p=1.0),
+    "ExplicitKernel": partial(ExplicitKernel, p=1.8),
+    "ExplicitKernel linear": partial(ExplicitKernel, kernel=LinearKernel),
+    "IKANDirect": partial(IKANDirect, num_samples=7),
+    "IKANDirect stationary": partial(IKANDirect, p=1.0, stationary=True, num_samples=7),
+    "IKAN": partial(IKAN, p=1.8, num_samples=7),
+    "IKAN reference": partial(IKAN, num_samples=7, backend="reference"),
+    "MIKAN": partial(MIKAN, p=3.0, num_samples=7),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def build(name: str, **kwargs) -> MultiheadAttention:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = LAYERS[name](WIDTH, HEADS, **kwargs).double()
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+    return layer.eval()
+
+
+def decode(layer: MultiheadAttention, x: Tensor, sizes: list[int], axis: int = 1) -> tuple[Tensor, KeyCache]:
+    cache, outs = None, []
+    for part in x.split(sizes, dim=axis):
+        out, cache = layer.decode(part, cache)
+        outs.append(out)
+    return torch.cat(outs, axis), cache
+
+
+@every_layer
+@pytest.mark.parametrize("sizes", [[1] * LENGTH, [4, 1, 1, 3, 2], [LENGTH], [10, 1], [1, 10]], ids=str)
+def test_parts_give_what_the_whole_gives(sizes, name):
+    layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH)
+    out, cache = decode(layer, x, sizes)
+    assert_close(out, layer(x, x, x, is_causal=True)[0], rtol=1e-10, atol=1e-10)
+    assert cache.length == LENGTH
+
+
+@every_layer
+def test_keys_of_very_different_magnitude(name):
+    """The largest so far is another one in every step."""
+    layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH) * torch.linspace(0.1, 12, LENGTH).unsqueeze(-1)
+    for sequence in (x, x.flip(1)):
+        out, _ = decode(layer, sequence, [1] * LENGTH)
+        assert_close(out, layer(sequence, sequence, sequence, is_causal=True)[0], rtol=1e-9, atol=1e-9)
+
+
+@every_layer
+def test_layouts(name):
+    layer, x = build(name, batch_first=False), randn(1, LENGTH, BATCH, WIDTH)
+    out, _ = decode(layer, x, [4, 1, 6], axis=0)
+    assert_close(out, layer(x, x, x, is_causal=True)[0])
+    single, _ = decode(layer, x[:, 1], [4, 1, 6], axis=0)
+    assert_close(single, out[:, 1])
+
+
+@every_layer
+def test_reordered_cache_goes_on_with_the_sequences_chosen(name):
+    layer, x, later = build(name), randn(1, BATCH, LENGTH, WIDTH), randn(2, 4, 2, WIDTH)
+    _, cache = layer.decode(x)
+    index = torch.tensor([2, 0, 0, 2])
+    out, longer = layer.decode(later, cache.reorder(index))
+    whole = torch.cat([x[index], later], 1)
+    assert_close(out, layer(whole, whole, whole, is_causal=True)[0][:, LENGTH:])
+    assert (cache.length, longer.length) == (LENGTH, LENGTH + 2)
+    # a cache is a value: the first beam can go on as if nothing had happened
+    out, _ = layer.decode(later[:BATCH], cache)
+    whole = torch.cat([x, later[:BATCH]], 1)
+    assert_close(out, layer(whole, whole, whole, is_causal=True)[0][:, LENGTH:])
+
+
+@every_layer
+def test_gradients_flow_through_the_cache(name):
+    layer, gradients = build(name), []
+    for whole in (True, False):
+        x = randn(1, BATCH, LENGTH, WIDTH).requires_grad_()
+        out = layer(x, x, x, is_causal=True)[0] if whole else decode(layer, x, [4, 1, 6])[0]
+        layer.zero_grad()
+        (out * randn(3, *out.shape)).sum().backward()
+        gradients.append([x.grad, *(p.grad.clone() for n, p in layer.named_parameters() if "encoder" not in n)])
+    assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["IKAN", "MIKAN"])
+def test_frequencies_are_drawn_once_for_a_sequence(name):
+    layer, x = build(name).train(), randn(1, BATCH, LENGTH, WIDTH)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        expected, _ = layer(x, x, x, is_causal=True)
+        kl = layer.kl
+        torch.manual_seed(1)
+        out, _ = decode(layer, x, [1] * LENGTH)
+    assert_close(out, expected)
+    assert layer.kl.equal(kl)
+
+
+@pytest.mark.parametrize("name", ["IKAN", "MIKAN", "IKANDirect"])
+def test_features_are_made_once_for_a_key(name, monkeypatch):
+    layer, x, seen = build(name), randn(1, BATCH, LENGTH, WIDTH), []
+    import ika_lightning.attention.core as core
+
+    features = core._features
+    monkeypatch.setattr(core, "_features", lambda x, w: seen.append(x.size(-2)) or features(x, w))
+    decode(layer, x, [1] * LENGTH)
+    assert seen == [1] * (2 * LENGTH)
+
+
+def test_dropout_acts_in_training():
+    layer, x = build("IKANDirect", dropout=0.5), randn(1, BATCH, LENGTH, WIDTH)
+    still, _ = layer.decode(x)
+    with torch.random.fork_rng(devices=[]):
+        dropped, _ = layer.train().decode(x)
+    assert not dropped.isclose(still).all(-1).any(0)[1:].any()
+
+
+@pytest.mark.parametrize("name", ["DotProduct", "RBF", "IKAN"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_precisions(dtype, name):
+    layer, x = build(name).to(dtype), randn(1, BATCH, LENGTH, WIDTH).to(dtype)
+    out, _ = decode(layer, x, [4, 1, 1, 5])
+    assert out.dtype == dtype
+    expected, _ = layer(x, x, x, is_causal=True)
+    tolerance = 0.03 if dtype == torch.bfloat16 else 1e-5
+    assert (out - expected).norm() < tolerance * expected.norm()
+
+
+def test_cache_of_another_number_of_sequences_is_refused():
+    layer = build("IKAN")
+    _, cache = layer.decode(randn(1, BATCH, LENGTH, WIDTH))
+    with pytest.raises(ValueError, match=r"a cache of 3 sequences cannot go on with 2; cache\.reorder\(index\)"):
+        layer.decode(randn(1, 2, 1, WIDTH), cache)
+
+
+def test_layer_of_other_widths_of_keys_cannot_attend_to_itself():
+    with pytest.raises(ValueError, match=r"must be \(15, 7, 15\), got query \(3, 2, 15\)"):
+        DotProduct(WIDTH, HEADS, kdim=7).decode(torch.ones(3, 2, WIDTH))
+
+
+def test_own_core_decodes_by_its_forward():
+    from ika_lightning.attention.core import Core
+
+    class Mean(Core):
+        def forward(self, query, key, value, *, attn_mask=None, is_causal=False, **kwargs):
+            n, m = query.size(-2), key.size(-2)
+            allowed = torch.ones(n, m).tril() if is_causal else torch.ones(n, m) if attn_mask is None else attn_mask
+            weights = allowed.to(value.dtype) / allowed.sum(-1, keepdim=True)
+            return weights @ value, None
+
+    layer = MultiheadAttention(WIDTH, HEADS, lambda heads, width: Mean()).double()
+    x = randn(1, BATCH, LENGTH, WIDTH)
+    assert_close(decode(layer, x, [1, 4, 6])[0], layer(x, x, x, is_causal=True)[0])
+    assert isinstance(layer, nn.Module)

@@ -1,0 +1,257 @@
+"""Models of Hugging Face with the attention of this package."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, attention_kl
+from ika_lightning.attention.core import SpectralCore
+
+transformers = pytest.importorskip("transformers")
+
+from ika_lightning.attention.huggingface import attach_kernel_attention, attend, register_kernel_attention  # noqa: E402
+
+KINDS = [DotProduct, RBF, ExplicitKernel, IKANDirect, IKAN, MIKAN]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+VOCABULARY, LENGTH = 31, 9
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def bert(**kwargs) -> nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **kwargs,
+    )
+    return transformers.BertModel(config).eval()
+
+
+def llama(**kwargs) -> nn.Module:
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        **{"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0, "initializer_range": 0.3, **kwargs},
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def move(model: nn.Module) -> nn.Module:
+    """Move the cores, so that encoders of the mean key, which start at zero, do something."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "kernel_core" in name:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def attached(model: nn.Module, kind) -> nn.Module:
+    return move(attach_kernel_attention(model, kind))
+
+
+def tokens(batch: int = 2) -> Tensor:
+    return torch.randint(2, VOCABULARY, (batch, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+PADDING = torch.arange(LENGTH) < torch.tensor([[9], [5]])
+
+
+@pytest.mark.parametrize("build", [bert, llama])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", [DotProduct, RBF])
+def test_dot_product_is_the_model_that_it_was(kind, padded, build):
+    model = build()
+    masks = {"attention_mask": PADDING.long()} if padded else {}
+    expected = model(tokens(), **masks)[0]
+    out = attach_kernel_attention(model, kind)(tokens(), **masks)[0]
+    real = PADDING if padded else PADDING >= 0
+    assert_close(out[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+def test_core_has_the_sizes_of_its_module():
+    for model, heads, width in ((bert(), 3, 8), (llama(), 6, 4)):
+        assert attach_kernel_attention(model, IKAN, p=1.8, num_samples=7) is model
+        cores = [x for x in model.modules() if isinstance(x, SpectralCore)]
+        assert len(cores) == 2
+        assert all(core.spectrum.points.shape == (heads, 7, width) and core.p == 1.8 for core in cores)
+        assert model.config._attn_implementation == "ikan"
+
+
+@every_kind
+@pytest.mark.parametrize("build", [bert, llama])
+def test_every_parameter_gets_a_gradient(build, kind):
+    model = attached(build(), kind).train()
+    out = model(tokens(), attention_mask=PADDING.long())[0]
+    kl = attention_kl(model)
+    (out.square().mean() + kl).backward()
+    assert (kl > 0) == (kind in (IKAN, MIKAN))
+    for name, parameter in model.named_parameters():
+        if "pooler" not in name:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+
+@every_kind
+def test_padding_changes_nothing(kind):
+    model, ids = attached(bert(), kind), tokens()
+    mask = PADDING.long()
+    before = model(ids, attention_mask=mask)[0]
+    ids[~PADDING] = 5
+    assert_close(model(ids, attention_mask=mask)[0][PADDING], before[PADDING])
+    alone = model(ids[1:, :5])[0]
+    assert_close(before[1:, :5], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [IKAN, MIKAN])
+def test_encoder_knows_its_keys(kind):
+    """Padding alone is the same for all queries, and hides nothing from the mean key."""
+    model, told = attached(bert(), kind), []
+    for core in (x for x in model.modules() if isinstance(x, SpectralCore)):
+        core.spectrum.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    model(tokens())
+    model(tokens(), attention_mask=PADDING.long())
+    assert len(told) == 4
+    assert all(mean.shape == (2, 3, 8) for mean in told)
+
+
+@every_kind
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_past_does_not_depend_on_the_future(training, padded, kind):
+    model, ids = attached(llama(), kind).train(training), tokens()
+    masks = {"attention_mask": PADDING.flip(1).long()} if padded else {}
+
+    def logits(ids: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return model(ids, **masks).logits
+
+    before = logits(ids)
+    for t in (0, 4, 7):
+        changed = ids.clone()
+        changed[:, t + 1 :] = (ids[:, t + 1 :] - 2 + 7) % (VOCABULARY - 2) + 2
+        after = logits(changed)
+        assert after[:, : t + 1].equal(before[:, : t + 1])
+        assert not after[:, t + 1 :].isclose(before[:, t + 1 :]).all(-1).any()
+
+
+@every_kind
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generation_with_a_cache_is_the_full_forward(cache, kind):
+    model, ids = attached(llama(), kind), tokens()
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = model.generate(ids, cache_implementation=cache, **options)
+    logits = model(found.sequences).logits
+    assert_close(torch.stack(found.logits, 1), logits[:, LENGTH - 1 : -1], rtol=1e-3, atol=1e-4)
+    assert found.sequences[:, LENGTH:].equal(logits.argmax(-1)[:, LENGTH - 1 : -1])
+
+
+@every_kind
+def test_generation_with_padding_on_the_left(kind):
+    model, ids, mask = attached(llama(), kind), tokens(), PADDING.flip(1).long()
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    found = model.generate(ids, attention_mask=mask, **options)
+    alone = model.generate(ids[1:, 4:], attention_mask=mask[1:, 4:], **options)
+    assert_close(found.logits[0][1], alone.logits[0][0], rtol=1e-3, atol=1e-4)
+    assert found.sequences[1, LENGTH:].equal(alone.sequences[0, 5:])
+
+
+def test_scale_of_the_model_is_kept():
+    config = transformers.GraniteConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        intermediate_size=16,
+        attention_multiplier=1.3,
+    )
+    model = transformers.GraniteForCausalLM(config).eval()
+    expected = model(tokens()).logits
+    assert_close(attach_kernel_attention(model, RBF)(tokens()).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_encoder_and_decoder():
+    config = transformers.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=3,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+    )
+    model = transformers.BartModel(config).eval()
+    inputs = {"input_ids": tokens(), "attention_mask": PADDING.long(), "decoder_input_ids": tokens()[:, :4]}
+    expected = model(**inputs)[0]
+    twin = copy.deepcopy(model)
+    assert_close(attach_kernel_attention(model, DotProduct)(**inputs)[0], expected, rtol=1e-4, atol=1e-5)
+    attached(twin, MIKAN)
+    before = twin(**inputs)[0]
+    inputs["decoder_input_ids"][:, 3] += 1
+    assert twin(**inputs)[0][:, :3].equal(before[:, :3])
+
+
+def test_weights_are_returned_to_those_who_ask():
+    model = attached(bert(), IKAN)
+    out = model(tokens(), output_attentions=True)
+    assert len(out.attentions) == 2
+    assert_close(out.attentions[0].sum(-1), torch.ones(2, 3, LENGTH))
+
+
+def test_state_dict_brings_the_same_answers():
+    model, other = attached(llama(), IKAN), attach_kernel_attention(llama(), IKAN)
+    other.load_state_dict(model.state_dict())
+    assert other(tokens()).logits.equal(model(tokens()).logits)
+
+
+def test_half_precision():
+    model = attach_kernel_attention(llama(initializer_range=0.1).bfloat16(), IKAN)
+    assert {x.dtype for x in model.parameters()} == {torch.bfloat16}
+    assert model(tokens()).logits.isfinite().all()
+
+
+def test_model_without_cores_says_what_to_call():
+    register_kernel_attention()
+    model = llama()
+    model.set_attn_implementation("ikan")
+    with pytest.raises(RuntimeError, match=r"LlamaAttention has no kernel_core: call attach_kernel_attention"):
+        model(tokens())
+
+
+def test_model_that_fails_is_left_as_it_was():
+    model = llama().train()
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match="specify exactly one of input_ids or inputs_embeds"):
+        attach_kernel_attention(model, IKAN, inputs={"pixels": torch.ones(1)})
+    assert model.training
+    assert model.config._attn_implementation == before
+    assert model(tokens()).logits.shape == (2, LENGTH, VOCABULARY)
+
+
+@pytest.mark.parametrize("option", ["position_bias", "softcap", "s_aux"])
+def test_additions_to_the_logits_are_refused(option):
+    module = nn.Module()
+    module.kernel_core = DotProduct(4, 2).core
+    q = torch.ones(1, 2, 3, 2)
+    with pytest.raises(ValueError, match=f"kernel attention has no {option}"):
+        attend(module, q, q, q, None, **{option: torch.ones(())})
