@@ -2,10 +2,10 @@
 
     python benchmarks/regression.py [--data boston concrete] [--attentions IKAN MIKAN] [--jobs 2]
 
-Everything but the attention comes from ``configs/regression/<data>.yaml``. Learning rate and dropout are chosen for
-each attention on its own, from the same grid: by the mean RMSE on validation rows, drawn from the training rows of the
-first splits, after the last epoch. Then the model is trained on all training rows of each of the 20 splits, for the
-same number of epochs, and tested once. Test rows choose nothing.
+Everything but attention and learning rate comes from ``configs/regression/<data>.yaml``. The learning rate is chosen
+for each attention on its own, from the same values: by the mean RMSE on validation rows, drawn from the training rows
+of the first splits, after the last epoch. Then the model is trained on all training rows of each of the 20 splits, for
+the same number of epochs, and tested once. Test rows choose nothing.
 
 Every fit is a line of ``benchmarks/results/regression.csv``, and is not done again; delete the file to start anew.
 """
@@ -34,8 +34,8 @@ from ika_lightning.tasks import Regression
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "regression.csv"
 ATTENTIONS = ("DotProduct", "RBF", "IKANDirect", "IKAN", "MIKAN")
-GRID = {"lr": (0.001, 0.003), "dropout": (0.05, 0.15)}
-TUNED_ON = range(4)  # splits
+LEARNING_RATES = (0.001, 0.003)
+TUNED_ON = range(6)  # splits
 SPLITS = range(20)
 
 
@@ -45,7 +45,6 @@ class Fit(NamedTuple):
     data: str
     attention: str
     lr: float
-    dropout: float
     split: int
     stage: str  # "val" or "test"
 
@@ -56,7 +55,7 @@ def measure(fit: Fit, root: str | None) -> float:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     config = yaml.safe_load((HERE.parent / "configs" / "regression" / f"{fit.data}.yaml").read_text())
-    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
     samples = model["attention"]["init_args"]["num_samples"]
     learned = fit.attention in ("IKANDirect", "IKAN", "MIKAN")
     model["attention"] = {
@@ -64,27 +63,28 @@ def measure(fit: Fit, root: str | None) -> float:
         "init_args": {"num_samples": samples} if learned else {},
     }
     model["optimizer"]["init_args"]["lr"] = fit.lr
-    model["dropout"] = fit.dropout
     data |= {"published_split": fit.split, "root": root}
     if fit.stage == "test":
         data["val_fraction"] = 0.0
 
+    config["trainer"] |= {
+        "accelerator": "cpu",
+        "limit_val_batches": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+    }
+
     seed_everything(fit.split, verbose=False)
     parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(Regression, "model", subclass_mode=True)
     parser.add_lightning_class_args(RegressionData, "data", subclass_mode=True)
-    built = parser.instantiate_classes(parser.parse_object({"model": config["model"], "data": config["data"]}))
-    run = Trainer(
-        accelerator="cpu",
-        max_epochs=trainer["max_epochs"],
-        gradient_clip_val=trainer["gradient_clip_val"],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    sections = {name: config[name] for name in ("model", "data", "trainer")}
+    built = parser.instantiate_classes(parser.parse_object(sections))
+    run = Trainer(**built.trainer)
     run.fit(built.model, built.data)
     evaluate = run.test if fit.stage == "test" else run.validate
     run.limit_val_batches = 1.0
@@ -98,9 +98,7 @@ def known() -> dict[Fit, float]:
         return {}
     with RESULTS.open(newline="") as file:
         return {
-            Fit(r["data"], r["attention"], float(r["lr"]), float(r["dropout"]), int(r["split"]), r["stage"]): float(
-                r["rmse"]
-            )
+            Fit(r["data"], r["attention"], float(r["lr"]), int(r["split"]), r["stage"]): float(r["rmse"])
             for r in csv.DictReader(file)
         }
 
@@ -122,13 +120,13 @@ def measure_all(fits: list[Fit], jobs: int, root: str | None) -> dict[Fit, float
     return results
 
 
-def choose(results: dict[Fit, float], data: str, attention: str) -> tuple[float, float]:
-    """Return learning rate and dropout of the lowest mean validation RMSE."""
+def choose(results: dict[Fit, float], data: str, attention: str) -> float:
+    """Return the learning rate of the lowest mean validation RMSE."""
 
-    def validation(setting: tuple[float, float]) -> float:
-        return float(np.mean([results[Fit(data, attention, *setting, split, "val")] for split in TUNED_ON]))
+    def validation(lr: float) -> float:
+        return float(np.mean([results[Fit(data, attention, lr, split, "val")] for split in TUNED_ON]))
 
-    return min(itertools.product(*GRID.values()), key=validation)
+    return min(LEARNING_RATES, key=validation)
 
 
 def main() -> None:
@@ -140,24 +138,18 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs = list(itertools.product(arguments.data, arguments.attentions))
 
-    tuning = [
-        Fit(*pair, lr, dropout, split, "val")
-        for pair in pairs
-        for lr, dropout in itertools.product(*GRID.values())
-        for split in TUNED_ON
-    ]
+    tuning = [Fit(*pair, lr, split, "val") for pair in pairs for lr in LEARNING_RATES for split in TUNED_ON]
     results = measure_all(tuning, arguments.jobs, arguments.root)
     chosen = {pair: choose(results, *pair) for pair in pairs}
-    reported = {pair: [Fit(*pair, *chosen[pair], split, "test") for split in SPLITS] for pair in pairs}
+    reported = {pair: [Fit(*pair, chosen[pair], split, "test") for split in SPLITS] for pair in pairs}
     results = measure_all(list(itertools.chain(*reported.values())), arguments.jobs, arguments.root)
 
-    print("| data | attention | test RMSE, mean ± standard error of 20 splits | learning rate | dropout |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| data | attention | test RMSE, mean ± standard error of 20 splits | learning rate |")
+    print("| --- | --- | --- | --- |")
     for (data, attention), fits in reported.items():
         rmse = np.array([results[fit] for fit in fits])
         error = rmse.std(ddof=1) / np.sqrt(rmse.size)
-        lr, dropout = chosen[data, attention]
-        print(f"| {data} | {attention} | {rmse.mean():.2f} ± {error:.2f} | {lr} | {dropout} |")
+        print(f"| {data} | {attention} | {rmse.mean():.2f} ± {error:.2f} | {chosen[data, attention]} |")
 
 
 if __name__ == "__main__":

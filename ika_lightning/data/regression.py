@@ -143,7 +143,9 @@ class RegressionData(LightningDataModule):
         # When a checkpoint is given, Lightning loads the encoder after this: so encoding waits for the loaders.
         if stage == "predict" or (stage is None and self.predict_path is not None):
             if self.predict_path is None:
-                raise ValueError("there is nothing to predict; give the new rows with --input FILE (predict_path in Python)")
+                raise ValueError(
+                    "there is nothing to predict; give the new rows with --input FILE (predict_path in Python)"
+                )
             self._predict_table = read_table(self.predict_path)
         if stage in ("test", None) and self.test_path is not None:
             self._test_table = read_table(self.test_path)
