@@ -9,15 +9,17 @@ The letters, here and in every file of this package:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.chunked import squared_similarity_sums
+from ika_lightning.attention.chunked import TILE, chunked_attention
+from ika_lightning.attention.linear import BLOCK, linear_attention
 
-Backend = Literal["auto", "reference", "dense", "chunked"]
+Backend = Literal["auto", "reference", "dense", "chunked", "linear"]
 
 
 @overload
@@ -85,13 +87,15 @@ def kernel_attention(
         key_log_magnitude: Logarithm of the magnitude of each key; None means a magnitude of one.
         attn_mask: Boolean, True = may attend, as in :func:`torch.nn.functional.scaled_dot_product_attention`; or
             floating, added to the logarithm of the weights. Masked keys have no influence, not even a NaN's.
-        is_causal: Query ``i`` attends to keys ``0..i`` only (together with ``attn_mask``, if both are given).
+        is_causal: Query ``i`` attends to keys ``0..i`` only (together with ``attn_mask``, if both are given). A later
+            key changes no bit of an earlier row, as long as it is finite; a NaN may reach rows just before it.
         dropout_p: Probability with which a weight is dropped, the others scaled up to make good for it.
         floor: Added to the squared similarity so that no row of weights vanishes.
         backend: ``"reference"`` is the definition in log space, slow and plainly right; ``"dense"`` holds one
-            n x m matrix and takes no logarithm; ``"chunked"`` holds one tile of it at a time, and serves calls in
-            which all queries share a mask, without dropout or weights, and is differentiable once; ``"auto"`` takes
-            the cheapest that can serve the call, see :func:`choose_backend`.
+            n x m matrix and takes no logarithm; ``"chunked"`` holds one tile of it at a time; ``"linear"`` takes
+            time linear in n and m, and pays on long sequences. These two serve calls in which all queries share a mask
+            (besides ``is_causal``), without dropout or weights, and are differentiable once. ``"auto"`` takes the
+            cheapest that can serve the call, see :func:`choose_backend`.
         return_weights: Also return the normalised weights (after dropout).
 
     Shapes:
@@ -120,27 +124,31 @@ def kernel_attention(
     n, m = query_features.size(-2), key_features.size(-2)
     with torch.autocast(value.device.type, enabled=False):
         query, key, values = (x.to(compute_dtype) for x in (query_features, key_features, value))
-        allowed, bias = read_mask(attn_mask, is_causal, n, m, value.device)
+        allowed, bias = read_mask(attn_mask, False, n, m, value.device)
         magnitude = query.new_zeros(1, m) if key_log_magnitude is None else key_log_magnitude.unsqueeze(-2)
         magnitude = magnitude.to(compute_dtype)  # its logarithm, (..., 1, m)
         if bias is not None:
             magnitude = magnitude + bias.to(compute_dtype)  # (..., 1 or n, m)
 
-        tiles = sum_only(allowed, magnitude) and dropout_p == 0.0 and not return_weights
+        sums = sum_only(allowed, magnitude) and dropout_p == 0.0 and not return_weights
         if backend == "auto":
-            backend = choose_backend(n, m, tiles)
-        if backend == "chunked":
-            if not tiles:
+            heads = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], values.shape[:-2]).numel()
+            backend = choose_backend(n, m, query.size(-1), values.size(-1), heads, is_causal, sums, floor)
+        if backend in ("chunked", "linear"):
+            if not sums:
                 raise ValueError(
-                    "backend 'chunked' serves calls in which all queries share a mask, without dropout_p and "
+                    f"backend {backend!r} serves calls in which all queries share a mask, without dropout_p and "
                     "return_weights; take 'dense' or 'auto' for this one"
                 )
-            out, weights = _chunked(query, key, values, magnitude, allowed, floor), None
+            compute_sums = chunked_attention if backend == "chunked" else linear_attention
+            out, weights = _by_sums(compute_sums, query, key, values, magnitude, allowed, floor, is_causal), None
         else:
+            if is_causal:
+                allowed = _with_causal(allowed, n, m, value.device)
             compute = _reference if backend == "reference" else _dense
             out, weights = compute(query, key, values, magnitude, allowed, dropout_p, floor)
     if return_weights:
-        assert weights is not None  # chunked has none, and refused
+        assert weights is not None  # backends that have none refused
         return out.to(value.dtype), weights.to(value.dtype)
     return out.to(value.dtype)
 
@@ -218,10 +226,12 @@ def read_mask(
         else:
             allowed = attn_mask != -math.inf
             bias = attn_mask.masked_fill(~allowed, 0.0)
-    if is_causal:
-        causal = torch.ones(n, m, dtype=torch.bool, device=device).tril()
-        allowed = causal if allowed is None else allowed & causal
-    return allowed, bias
+    return _with_causal(allowed, n, m, device) if is_causal else allowed, bias
+
+
+def _with_causal(allowed: Tensor | None, n: int, m: int, device: torch.device) -> Tensor:
+    causal = torch.ones(n, m, dtype=torch.bool, device=device).tril()
+    return causal if allowed is None else allowed & causal
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, log_magnitude: Tensor | None) -> None:
@@ -269,23 +279,106 @@ def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
     return magnitude.size(-2) == 1 and (allowed is None or allowed.size(-2) == 1)
 
 
-def choose_backend(n: int, m: int, tiles: bool) -> Backend:
-    """Choose the cheapest exact backend.
+# Prices in multiply-adds of a large matrix product (25 ps on a core), measured forwards and backwards in float32 on one
+# core over 300 shapes (benchmarks/attention.py). All that :func:`choose_backend` knows of a processor is here.
+PRICES = {
+    # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
+    # once its matrices outgrow the cache, in memory that is freshly mapped.
+    "dense entry": 200,
+    "dense causal entry": 300,
+    "dense entry beyond a million": 1500,
+    "chunked entry": 100,
+    "entry on the diagonal": 200,  # an exponential for each pair in tiles on the diagonal
+    "product": 100,  # linear: a product of two features of a token
+    "state": 850,  # linear: a number of a state, which is made, scaled and added to
+    # The loops in Python.
+    "dense call": 1.4e7,
+    "chunked call": 6e7,
+    "linear call": 7e7,
+}
 
-    ``dense`` and ``chunked`` do the same products; chunked makes the n x m matrix twice, and dense writes and reads it
-    from memory about ten times. Below some 64 x 64 entries a head, everything is in the cache and the loop over tiles
-    costs more than it saves. The reference does dense's products and more passes, so it is never cheapest.
+
+def costs(n: int, m: int, num_features: int, width: int, heads: int, is_causal: bool) -> dict[str, float]:
+    r"""Estimate the time of each backend, forwards and backwards, in multiply-adds.
+
+    With R features, values of width e, h heads, S = R (R // 2 + 1), P pairs of a query and a key that it may see (n m,
+    or the area under the diagonal), D pairs in tiles on the diagonal (0 if not causal), T tokens (n + m):
+
+    .. math::
+        \text{dense} &= h n m\, (3 (R + e) + c_\text{dense}) + \max(0, h n m - 2^{20})\, c_\text{beyond} \\
+        \text{chunked} &= h (P + D / 2) (4 R + 3 e) + h P c_\text{chunked} + h D c_\text{diagonal} \\
+        \text{linear} &= h T S\, (3 (e + 1) + c_\text{product}) + h B S (e + 1)\, c_\text{state} + h D\, (4 R + 3 e +
+                         c_\text{diagonal})
+
+    with the prices c of ``PRICES``, and one for each call. B is the number of states that are made: 1 or, in a causal
+    call, one for each block more; there 3 (e + 1) is 3.5 (e + 1), as the backward makes the states again.
 
     Args:
         n: Number of queries.
         m: Number of keys.
-        tiles: Whether chunked can serve the call.
+        num_features: Number of features, R.
+        width: Width of a value, e.
+        heads: Number of heads, over the whole batch.
+        is_causal: Whether the call is causal.
 
     Example:
-        >>> choose_backend(2048, 2048, tiles=True), choose_backend(2048, 2048, tiles=False), choose_backend(9, 9, True)
-        ('chunked', 'dense', 'dense')
+        >>> table = costs(16384, 16384, 32, 64, 8, is_causal=False)
+        >>> sorted(table, key=table.get)
+        ['linear', 'chunked', 'dense']
     """
-    return "chunked" if tiles and n * m > 64 * 64 else "dense"
+    seen = min(n, m) if is_causal else m
+    entries = heads * n * m
+    pairs = heads * seen * (n - seen / 2) if is_causal else entries
+    in_tiles, in_blocks = (heads * seen * min(size, n) * is_causal for size in (TILE, BLOCK))
+    products = num_features * (num_features // 2 + 1)
+    states = 1 + n / BLOCK * is_causal
+    tiled = 4 * num_features + 3 * width
+    summed = (3.5 if is_causal else 3.0) * (width + 1)
+    return {
+        "dense": PRICES["dense call"]
+        + entries * (3 * (num_features + width) + PRICES["dense entry"] + PRICES["dense causal entry"] * is_causal)
+        + max(0, entries - 2**20) * PRICES["dense entry beyond a million"],
+        "chunked": PRICES["chunked call"]
+        + (pairs + in_tiles / 2) * tiled
+        + pairs * PRICES["chunked entry"]
+        + in_tiles * PRICES["entry on the diagonal"],
+        "linear": PRICES["linear call"]
+        + heads * (n + seen) * products * (summed + PRICES["product"])
+        + heads * states * products * (width + 1) * PRICES["state"]
+        + in_blocks * (tiled + PRICES["entry on the diagonal"]),
+    }
+
+
+def choose_backend(
+    n: int, m: int, num_features: int, width: int, heads: int, is_causal: bool, sums: bool, floor: float = 1e-5
+) -> Literal["dense", "chunked", "linear"]:
+    """Choose the cheapest exact backend, by :func:`costs`.
+
+    Without a floor it is never linear, which may lose all digits of a sum of small similarities.
+
+    Args:
+        n: Number of queries.
+        m: Number of keys.
+        num_features: Number of features, R.
+        width: Width of a value, e.
+        heads: Number of heads, over the whole batch.
+        is_causal: Whether the call is causal.
+        sums: Whether chunked and linear can serve the call.
+        floor: What is added to the squared similarity.
+
+    Example:
+        >>> [choose_backend(n, n, 32, 64, 8, is_causal=False, sums=True) for n in (64, 512, 16384)]
+        ['dense', 'chunked', 'linear']
+        >>> choose_backend(16384, 16384, 32, 64, 8, is_causal=False, sums=False)
+        'dense'
+    """
+    if not sums:
+        return "dense"
+    table = costs(n, m, num_features, width, heads, is_causal)
+    backends: list[Literal["dense", "chunked", "linear"]] = ["dense", "chunked"]
+    if floor > 0.0:
+        backends.append("linear")
+    return min(backends, key=table.__getitem__)
 
 
 def _reference(
@@ -328,17 +421,28 @@ def _dense(
     return weights @ value, weights
 
 
-def _chunked(
-    query: Tensor, key: Tensor, value: Tensor, log_magnitude: Tensor, allowed: Tensor | None, floor: float
+def _by_sums(
+    compute: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_magnitude: Tensor,
+    allowed: Tensor | None,
+    floor: float,
+    is_causal: bool,
 ) -> Tensor:
-    """Plain sums over tiles.
-
-    sum_j (s_ij + floor) e_j [v_j, 1] gives numerator and denominator at once, and the floor needs no n x m pass.
-    """
-    key, value, magnitude = _apply_mask(key, value, log_magnitude, allowed)
-    weighted = magnitude.mT * torch.cat([value, value.new_ones(*value.shape[:-1], 1)], dim=-1)  # (..., m, e + 1)
-    sums = squared_similarity_sums(query, key, weighted) + floor * weighted.sum(-2, keepdim=True)
-    return _divide(sums[..., :-1], sums[..., -1:])
+    """Sums over keys of similarity times magnitude, with no n x m matrix anywhere."""
+    n = query.size(-2)
+    if is_causal:  # nobody sees keys after the last query
+        key, value, log_magnitude = key[..., :n, :], value[..., :n, :], log_magnitude[..., :n]
+        allowed = None if allowed is None else allowed[..., :n]
+    if allowed is not None:
+        key, value = silence_unattended(key, allowed), silence_unattended(value, allowed)
+        log_magnitude = log_magnitude.masked_fill(~allowed, -math.inf)
+    tensors = query, key, value, log_magnitude
+    batch = torch.broadcast_shapes(*(x.shape[:-2] for x in tensors))
+    *features, magnitude = (x.expand(*batch, *x.shape[-2:]).reshape(batch.numel(), *x.shape[-2:]) for x in tensors)
+    return compute(*features, magnitude.squeeze(1), floor, is_causal).view(*batch, n, value.size(-1))
 
 
 def _apply_mask(

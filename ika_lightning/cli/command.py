@@ -52,6 +52,8 @@ NOISE = (
     "Checkpoint directory .* exists and is not empty",
     # evaluation leaves out the callbacks of training
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # layers are built late to know the data's sizes, not to be sharded
+    "You're using the WeightAveraging callback with a model that overrides the configure_model",
     # Lightning's use of PyTorch, none of the user's business
     ".*LeafSpec.* is deprecated",
 )

@@ -8,16 +8,29 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
-from ika_lightning.attention import kernel_attention
+from ika_lightning.attention import chunked, kernel_attention, linear
 from ika_lightning.attention.functional import choose_backend, log_weight_attention, read_mask
 
-BACKENDS = ["dense", "reference"]  # these serve every call; chunked serves those in which all queries share a mask
+BACKENDS = ["dense", "reference"]  # these serve every call
+BY_SUMS = ["chunked", "linear"]  # these serve calls in which all queries share a mask, without dropout and weights
 INF, NAN = math.inf, math.nan
+
+
+@pytest.fixture(params=[2, 512])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles, blocks and slabs leave ragged edges on all axes; large ones hold everything."""
+    monkeypatch.setattr(chunked, "TILE", request.param)
+    monkeypatch.setattr(linear, "BLOCK", request.param)
+    monkeypatch.setattr(linear, "SLAB", request.param)
 
 
 def randn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -91,7 +104,7 @@ SHARED = ["none", "one number a key", "keys", "float keys"]
 
 CASES = [
     *product(BACKENDS, MASKS, [(5, 7, False), (5, 5, True), (3, 7, True), (7, 3, True)]),
-    *product(["chunked"], SHARED, [(5, 7, False), (7, 3, False)]),
+    *product(BY_SUMS, SHARED, [(5, 7, False), (7, 3, False), (5, 5, True), (3, 7, True), (7, 3, True)]),
 ]
 
 
@@ -132,7 +145,7 @@ def test_leading_axes_broadcast(query_lead, key_lead, value_lead, magnitude_lead
     mask = None if mask_shape is None else some(5, *mask_shape)
     expected = with_gradients(lambda *args: by_definition(*args, mask=mask)[0], *tensors)
     shared = mask is None or mask.size(-2) == 1
-    for backend in (*BACKENDS, "chunked") if shared else BACKENDS:
+    for backend in (*BACKENDS, *BY_SUMS) if shared else BACKENDS:
         ours = with_gradients(
             lambda *args, backend=backend: kernel_attention(*args, attn_mask=mask, backend=backend), *tensors
         )
@@ -171,25 +184,33 @@ def test_auto_serves_every_call(n, m, options):
 
 
 def test_choice_of_backend():
-    assert choose_backend(64, 64, tiles=True) == "dense"
-    assert choose_backend(64, 65, tiles=True) == "chunked"
-    assert choose_backend(4096, 4096, tiles=False) == "dense"
+    def choose(n, m, num_features, is_causal=False, sums=True):
+        return choose_backend(n, m, num_features, 64, 8, is_causal, sums)
+
+    assert choose(32, 32, 128) == "dense"
+    assert choose(2048, 2048, 128) == "chunked"
+    assert choose(16384, 16384, 32) == choose(16384, 16384, 32, is_causal=True) == "linear"
+    assert choose(16384, 16384, 32, sums=False) == "dense"
+    assert choose_backend(16384, 16384, 32, 64, 8, False, True, floor=0.0) == "chunked"
+    assert choose(0, 0, 0) == "dense"
 
 
+@pytest.mark.parametrize("backend", BY_SUMS)
 @pytest.mark.parametrize(
     "options",
     [
-        {"is_causal": True},
         {"attn_mask": some(0, 5, 7)},
         {"attn_mask": randn(0, 5, 7)},
+        {"attn_mask": some(0, 5, 7), "is_causal": True},
         {"dropout_p": 0.1},
         {"return_weights": True},
     ],
-    ids=["causal", "pairs", "float pairs", "dropout", "weights"],
+    ids=["pairs", "float pairs", "causal pairs", "dropout", "weights"],
 )
-def test_chunked_refuses_what_it_cannot_serve(options):
-    with pytest.raises(ValueError, match=r"backend 'chunked' serves calls in which .* take 'dense' or 'auto'"):
-        kernel_attention(*inputs(), **options, backend="chunked")
+def test_what_sums_cannot_serve_is_refused_by_name_and_never_chosen(options, backend):
+    with pytest.raises(ValueError, match=rf"backend '{backend}' serves calls in which .* take 'dense' or 'auto'"):
+        kernel_attention(*inputs(), **options, backend=backend)
+    kernel_attention(*inputs(lead=(), n=5, m=7), **options, backend="auto")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -214,15 +235,24 @@ def test_query_that_may_attend_to_nothing_gets_zeros_and_zero_gradient(mask, bac
         assert gradient.eq(0).all()
 
 
+@pytest.mark.parametrize("backend", BY_SUMS)
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("mask", [torch.zeros(2, 1, 1, 7, dtype=torch.bool), torch.full((1, 7), -INF)])
-def test_chunked_gives_zeros_and_zero_gradient_where_nothing_may_be_attended_to(mask):
-    ours = with_gradients(lambda *args: kernel_attention(*args, attn_mask=mask, backend="chunked"), *inputs())
+def test_sums_give_zeros_and_zero_gradient_where_nothing_may_be_attended_to(mask, is_causal, backend):
+    options = {"attn_mask": mask, "is_causal": is_causal, "backend": backend}
+    ours = with_gradients(lambda *args: kernel_attention(*args, **options), *inputs())
     assert all(x.eq(0).all() for x in ours)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        *product(BACKENDS, ["causal", "causal and keys", "pairs", "float pairs"]),
+        *product(BY_SUMS, ["causal", "causal and keys"]),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["causal", "causal and keys", "pairs", "float pairs"])
+@pytest.mark.usefixtures("tile")
 def test_hidden_key_of_a_far_larger_magnitude_leaves_a_row_as_it_is(kind, dtype, backend):
     """One shift for all rows would make 0 / 0 of the rows that do not see the largest magnitude."""
     query, key, value, _ = (x.to(dtype) for x in inputs(lead=(3,), n=5, m=5))
@@ -243,7 +273,7 @@ def test_hidden_key_of_a_far_larger_magnitude_leaves_a_row_as_it_is(kind, dtype,
     assert_close(ours, [x.to(dtype) for x in expected])
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "chunked"])
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
 @pytest.mark.parametrize("floor", [0.0, 1e-5, 0.3, 17.0])
 def test_floor_is_added_to_the_squared_similarity(floor, backend):
     tensors = inputs()
@@ -298,7 +328,7 @@ def test_dropout_drops_weights_and_scales_up_the_others(masked, backend):
     ("backend", "kind"),
     [
         *product(BACKENDS, ["key mask", "pairs", "float keys", "float pairs", "beyond the last causal row"]),
-        *product(["chunked"], ["key mask", "float keys"]),
+        *product(BY_SUMS, ["key mask", "float keys", "beyond the last causal row"]),
     ],
 )
 def test_keys_that_nobody_may_attend_to_have_no_influence(kind, poison, backend):
@@ -318,7 +348,7 @@ def test_keys_that_nobody_may_attend_to_have_no_influence(kind, poison, backend)
         *(x.masked_fill(hidden.unsqueeze(-1), poison) for x in tensors[1:3]),
         tensors[3].masked_fill(hidden, poison),
     ]
-    for return_weights in (False,) if backend == "chunked" else (False, True):
+    for return_weights in (False,) if backend in BY_SUMS else (False, True):
 
         def attend(*args, return_weights=return_weights):
             result = kernel_attention(*args, **options, backend=backend, return_weights=return_weights)
@@ -327,9 +357,8 @@ def test_keys_that_nobody_may_attend_to_have_no_influence(kind, poison, backend)
         assert_close(with_gradients(attend, *poisoned), with_gradients(attend, *tensors))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "return_weights"), [*product(BACKENDS, [False, True]), *product(BY_SUMS, [False])])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("return_weights", [False, True])
 def test_half_precision_is_computed_in_float32(return_weights, dtype, backend):
     halves = [x.to(dtype) for x in inputs(spread=3.0)]
     options = {"is_causal": True, "backend": backend, "return_weights": return_weights}
@@ -363,7 +392,7 @@ def test_result_has_the_dtype_of_value_whatever_the_mask_has(backend, bias_dtype
 
 @pytest.mark.parametrize(
     ("backend", "mask"),
-    [*product(BACKENDS, ["none", "keys", "pairs", "causal"]), *product(["chunked"], ["none", "keys"])],
+    [*product(BACKENDS, ["none", "keys", "pairs", "causal"]), *product(BY_SUMS, ["none", "keys", "causal"])],
 )
 @pytest.mark.parametrize(
     ("lead", "n", "m"),
@@ -379,7 +408,7 @@ def test_smallest_sizes(lead, n, m, backend, mask):
     tensors = inputs(lead=lead, n=n, m=m)
     ours = with_gradients(lambda *args: kernel_attention(*args, **options, backend=backend), *tensors)
     assert ours[0].shape == (*lead, n, 4)
-    if backend != "chunked":
+    if backend not in BY_SUMS:
         assert kernel_attention(*tensors, **options, backend=backend, return_weights=True)[1].shape == (*lead, n, m)
     if m == 0:
         assert all(x.eq(0).all() for x in ours)
@@ -389,17 +418,17 @@ def test_smallest_sizes(lead, n, m, backend, mask):
         assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
 def test_memory_layout_does_not_matter(backend):
     tensors = inputs()
     strided = [x.movedim(0, -1).contiguous().movedim(-1, 0) for x in tensors]
     assert not any(x.is_contiguous() for x in strided)
-    mask = some(13, 7, 5).mT
-    options = {"attn_mask": mask, "backend": backend}
+    mask = some(13, 7, 1 if backend in BY_SUMS else 5).mT
+    options = {"attn_mask": mask, "is_causal": True, "backend": backend}
     assert_close(kernel_attention(*strided, **options), kernel_attention(*tensors, **options), rtol=1e-13, atol=1e-14)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
 def test_a_common_factor_of_the_magnitudes_cancels(backend):
     query, key, value, log_magnitude = inputs()
     shifted = kernel_attention(query, key, value, log_magnitude + 1e4, is_causal=True, backend=backend)
@@ -420,18 +449,24 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(lambda *args: kernel_attention(*args, backend="dense"), tensors)
 
 
-@settings(max_examples=80, deadline=None, database=None, derandomize=True)
+@settings(
+    max_examples=80,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # a size of tiles serves all examples
+)
 @given(
     lead=st.lists(st.integers(1, 2), max_size=2),
-    n=st.integers(1, 5),
-    m=st.integers(1, 5),
-    r=st.integers(1, 4),
+    n=st.integers(1, 7),
+    m=st.integers(1, 7),
+    r=st.integers(1, 5),
     mask=st.sampled_from(["none", "keys", "pairs", "float keys", "float pairs"]),
     is_causal=st.booleans(),
     spread=st.sampled_from([0.0, 1.0, 1e2, 1e4]),
     seed=st.integers(0, 2**31),
 )
-def test_backends_are_the_reference(lead, n, m, r, mask, is_causal, spread, seed):
+def test_backends_are_the_reference(tile, lead, n, m, r, mask, is_causal, spread, seed):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -450,8 +485,119 @@ def test_backends_are_the_reference(lead, n, m, r, mask, is_causal, spread, seed
     reference = attend("reference")
     # The gradient in a feature carries up to 2 / sqrt(floor), and with it the rounding.
     assert_close(attend("dense"), reference, rtol=1e-8, atol=1e-9)
-    if rows == 1 and not is_causal:
+    if rows == 1:
         assert_close(attend("chunked"), reference, rtol=1e-8, atol=1e-9)
+        # A small similarity loses digits when it is a sum of products of both signs.
+        assert_close(attend("linear"), reference, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
+@pytest.mark.usefixtures("tile")
+def test_the_future_changes_nothing(backend):
+    """Bit by bit: in the outputs of the past, and in the gradients of a loss on the past."""
+    n, t = 11, 6
+    tensors = [x.float() for x in inputs(n=n, m=n, spread=3.0)]
+    changed = [x.clone() for x in tensors]
+    for x in changed[:3]:
+        x[..., t:, :] = 7.0 * x[..., t:, :] + 1.0
+    changed[3][..., t:] += 50.0
+
+    def past(*args):
+        return kernel_attention(*args, is_causal=True, backend=backend)[..., :t, :]
+
+    ours, others = (with_gradients(past, *x) for x in (tensors, changed))
+    assert ours[0].equal(others[0])
+    for one, other in zip(ours[1:], others[1:], strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("backend", BY_SUMS)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_results_do_not_depend_on_the_size_of_tiles(monkeypatch, is_causal, backend):
+    tensors = inputs(n=61, m=53, spread=10.0)
+    results = []
+    for size in (7, 16, 512):
+        for module, name in ((chunked, "TILE"), (linear, "BLOCK"), (linear, "SLAB")):
+            monkeypatch.setattr(module, name, size)
+        results.append(
+            with_gradients(lambda *args: kernel_attention(*args, is_causal=is_causal, backend=backend), *tensors)
+        )
+    assert_close(results[0], results[2])
+    assert_close(results[1], results[2])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.usefixtures("tile")
+def test_large_numbers_stay_finite(is_causal, backend):
+    tensors = [x.float() for x in inputs(n=9, m=9, spread=1e8)]
+    tensors = [*(F.normalize(x, dim=-1) for x in tensors[:2]), 1e4 * tensors[2], tensors[3]]
+    ours = with_gradients(lambda *args: kernel_attention(*args, is_causal=is_causal, backend=backend), *tensors)
+    assert all(x.isfinite().all() for x in ours)
+
+
+@pytest.mark.parametrize("backend", BY_SUMS)
+def test_no_matrix_of_queries_and_keys_is_made(backend, monkeypatch):
+    """Not even the boolean one of a causal mask."""
+    monkeypatch.setattr(chunked, "TILE", 16)
+    monkeypatch.setattr(linear, "BLOCK", 16)
+    n, largest = 512, 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            largest = max(
+                [
+                    largest,
+                    *(x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(out) if isinstance(x, Tensor)),
+                ]
+            )
+            return out
+
+    tensors = [x.requires_grad_() for x in inputs(lead=(), n=n, m=n, r=4)]
+    with Largest():
+        out = kernel_attention(*tensors, attn_mask=some(1, 1, n), is_causal=True, backend=backend)
+        torch.autograd.grad(out.sum(), tensors)
+    assert largest < 32 * n
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS, "auto"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_checkpointing_computes_the_same(is_causal, backend):
+    def attend(*args):
+        return kernel_attention(*args, is_causal=is_causal, backend=backend)
+
+    tensors = inputs()
+    ours = with_gradients(lambda *args: checkpoint(attend, *args, use_reentrant=False), *tensors)
+    assert_close(ours, with_gradients(attend, *tensors))
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, *BY_SUMS])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_compiles_without_a_break_in_the_graph(is_causal, backend):
+    def attend(*args):
+        return 2 * kernel_attention(*args[:3], args[3] + 1, is_causal=is_causal, backend=backend)
+
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    assert_close(with_gradients(compiled, *inputs()), with_gradients(attend, *inputs()))
+
+
+@pytest.mark.parametrize("backend", BY_SUMS)
+def test_operators_keep_the_contract_of_pytorch(backend):
+    operator = getattr(torch.ops.ika_lightning, f"{backend}_attention")
+    for is_causal in (False, True):
+        tensors = [x.requires_grad_() for x in inputs(lead=(2,), n=7, m=5, r=3)]
+        torch.library.opcheck(operator, (*tensors, 1e-5, is_causal))
+
+
+@pytest.mark.parametrize("backend", BY_SUMS)
+def test_second_derivative_of_sums_is_refused(backend):
+    tensors = [x.requires_grad_() for x in inputs()]
+    out = kernel_attention(*tensors, backend=backend)
+    (gradient,) = torch.autograd.grad(out.sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"has no derivative; take backend=.dense."):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize(
