@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ika_lightning.attention.linear import LinearState
+
 
 @dataclass(frozen=True)
 class KeyCache:
@@ -41,14 +43,63 @@ class KeyCache:
         Raises:
             ValueError: If the rows are of another number of sequences.
         """
-        if rows[0].size(0) != self.rows[0].size(0):
-            raise ValueError(
-                f"a cache of {self.rows[0].size(0)} sequences cannot go on with {rows[0].size(0)}; "
-                "cache.reorder(index) selects sequences"
-            )
+        _check_sequences(self.rows[0], rows[0])
         joined = (torch.cat([old, new], dim=2) for old, new in zip(self.rows, rows, strict=True))
         return replace(self, rows=tuple(joined))
 
     def reorder(self, index: Tensor) -> KeyCache:
         """Return the cache of the sequences ``index``, as beam search needs it; repeats and omissions are fine."""
         return replace(self, rows=tuple(row.index_select(0, index.to(row.device)) for row in self.rows))
+
+
+@dataclass(frozen=True)
+class StateCache:
+    """All that later queries need to know of earlier keys, in a size that does not grow with them.
+
+    What layers with ``backend="linear"`` keep instead of a :class:`KeyCache`. It is a value as well, and passes no
+    gradients on.
+
+    Args:
+        state: The sums over the keys so far.
+        frequencies: Those of the sequence.
+        length: The number of keys so far.
+
+    Shapes:
+        each of the frequencies (h, M, d); the state has leading axes (b, h).
+
+    Example:
+        >>> one = torch.ones(2, 3, 1, 4)
+        >>> cache = StateCache(LinearState.empty(one, one)).extend(one, one, torch.zeros(2, 3, 1))
+        >>> cache.length, cache.reorder(torch.tensor([1])).state.total.shape
+        (1, torch.Size([1, 3, 5]))
+    """
+
+    state: LinearState
+    frequencies: tuple[Tensor, ...] = ()
+    length: int = 0
+
+    def extend(self, key_features: Tensor, value: Tensor, log_magnitude: Tensor) -> StateCache:
+        """Return the cache with later keys added.
+
+        Raises:
+            ValueError: If the keys are of another number of sequences.
+        """
+        _check_sequences(self.state.total, value)
+        state = self.state.update(key_features, value, log_magnitude)
+        return replace(self, state=state, length=self.length + value.size(-2))
+
+    def reorder(self, index: Tensor) -> StateCache:
+        """Return the cache of the sequences ``index``, as beam search needs it; repeats and omissions are fine."""
+        return replace(self, state=LinearState(*(x.index_select(0, index.to(x.device)) for x in self.state)))
+
+
+#: What :meth:`ika_lightning.attention.MultiheadAttention.decode` returns and takes.
+Cache = KeyCache | StateCache
+
+
+def _check_sequences(held: Tensor, new: Tensor) -> None:
+    if held.size(0) != new.size(0):
+        raise ValueError(
+            f"a cache of {held.size(0)} sequences cannot go on with {new.size(0)}; "
+            "cache.reorder(index) selects sequences"
+        )

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import KeyCache
+from ika_lightning.attention.cache import Cache, KeyCache, StateCache
 from ika_lightning.attention.functional import (
+    FLOOR,
     Backend,
     check_backend,
     kernel_attention,
@@ -28,6 +29,7 @@ from ika_lightning.attention.functional import (
     silence_unattended,
 )
 from ika_lightning.attention.kernels import Kernel, RBFKernel, nonstationary_features, stationary_features
+from ika_lightning.attention.linear import LinearState
 from ika_lightning.attention.magnitude import Exponent, check_p, log_magnitude
 from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
 
@@ -57,8 +59,8 @@ class Core(nn.Module):
         raise NotImplementedError
 
     def decode(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: KeyCache | None = None, *, dropout_p: float = 0.0
-    ) -> tuple[Tensor, KeyCache]:
+        self, query: Tensor, key: Tensor, value: Tensor, cache: Cache | None = None, *, dropout_p: float = 0.0
+    ) -> tuple[Tensor, Cache]:
         """Attend from the next positions of a sequence to those before, which the cache remembers, and causally.
 
         Args:
@@ -71,6 +73,8 @@ class Core(nn.Module):
         Returns:
             The result, and the cache for the positions after them.
         """
+        if isinstance(cache, StateCache):
+            raise ValueError("this cache is one of a layer with backend='linear'; go on with that layer")
         cache = KeyCache((key, value)) if cache is None else cache.extend(key, value)
         key, value = cache.rows
         attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
@@ -275,9 +279,13 @@ class SpectralCore(Core):
         return attended if isinstance(attended, tuple) else (attended, None)
 
     def decode(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: KeyCache | None = None, *, dropout_p: float = 0.0
-    ) -> tuple[Tensor, KeyCache]:
-        """Attend as a causal :meth:`forward` does, with frequencies drawn once and features made once for each key."""
+        self, query: Tensor, key: Tensor, value: Tensor, cache: Cache | None = None, *, dropout_p: float = 0.0
+    ) -> tuple[Tensor, Cache]:
+        """Attend as a causal :meth:`forward` does, with frequencies drawn once and features made once for each key.
+
+        With ``backend="linear"`` the cache is a state of constant size, and no gradient passes from one call to the
+        next.
+        """
         with torch.autocast(query.device.type, enabled=False):
             query, key = at_least_float32(query), at_least_float32(key)
             if cache is None:
@@ -285,8 +293,11 @@ class SpectralCore(Core):
             else:
                 frequencies = cache.frequencies
             rows = _features(key, frequencies), value, log_magnitude(key, self.p)
-            cache = KeyCache(rows, frequencies) if cache is None else cache.extend(*rows)
             query_features = _features(query, frequencies)
+            if self.backend == "linear":
+                return self._decode_with_state(query_features, *rows, cache, frequencies, dropout_p)
+        cache = KeyCache(rows, frequencies) if cache is None else cache.extend(*rows)
+        assert isinstance(cache, KeyCache)
         attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
         out = kernel_attention(
             query_features,
@@ -297,6 +308,36 @@ class SpectralCore(Core):
             backend=self.backend,
         )
         return out, cache
+
+    def _decode_with_state(
+        self,
+        query_features: Tensor,
+        key_features: Tensor,
+        value: Tensor,
+        key_log_magnitude: Tensor,
+        cache: Cache | None,
+        frequencies: tuple[Tensor, ...],
+        dropout_p: float,
+    ) -> tuple[Tensor, Cache]:
+        values = at_least_float32(value)
+        if cache is None:  # all at once, and with gradients within the call
+            out = kernel_attention(
+                query_features, key_features, value, key_log_magnitude,
+                is_causal=True, dropout_p=dropout_p, backend="linear",
+            )  # fmt: skip
+            empty = StateCache(LinearState.empty(key_features, values), frequencies)
+            return out, empty.extend(key_features, values, key_log_magnitude)
+        if dropout_p > 0.0 or not isinstance(cache, StateCache):
+            raise ValueError(
+                "a layer with backend='linear' goes on with a cache of its own, and without dropout; "
+                "call layer.eval(), or build the layer with another backend"
+            )
+        outs = []
+        for t in range(values.size(-2)):  # causal within the call, too
+            row = slice(t, t + 1)
+            cache = cache.extend(key_features[..., row, :], values[..., row, :], key_log_magnitude[..., row])
+            outs.append(cache.state.read(query_features[..., row, :], FLOOR))
+        return torch.cat(outs, -2).to(value.dtype), cache
 
     def extra_repr(self) -> str:
         """Name the exponent and the backend."""

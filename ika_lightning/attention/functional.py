@@ -19,6 +19,9 @@ from torch import Tensor
 from ika_lightning.attention.chunked import TILE, chunked_attention
 from ika_lightning.attention.linear import BLOCK, linear_attention
 
+#: Default of ``floor``, the authors'.
+FLOOR = 1e-5
+
 Backend = Literal["auto", "reference", "dense", "chunked", "linear"]
 
 
@@ -32,7 +35,7 @@ def kernel_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
-    floor: float = 1e-5,
+    floor: float = FLOOR,
     backend: Backend = "auto",
     return_weights: Literal[False] = False,
 ) -> Tensor: ...
@@ -48,7 +51,7 @@ def kernel_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
-    floor: float = 1e-5,
+    floor: float = FLOOR,
     backend: Backend = "auto",
     return_weights: bool,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
@@ -63,7 +66,7 @@ def kernel_attention(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
-    floor: float = 1e-5,
+    floor: float = FLOOR,
     backend: Backend = "auto",
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -138,7 +141,7 @@ def kernel_attention(
             if not sums:
                 raise ValueError(
                     f"backend {backend!r} serves calls in which all queries share a mask, without dropout_p and "
-                    "return_weights; take 'dense' or 'auto' for this one"
+                    "return_weights (a layer's need_weights); take 'dense' or 'auto' for this one"
                 )
             compute_sums = chunked_attention if backend == "chunked" else linear_attention
             out, weights = _by_sums(compute_sums, query, key, values, magnitude, allowed, floor, is_causal), None
@@ -350,7 +353,7 @@ def costs(n: int, m: int, num_features: int, width: int, heads: int, is_causal: 
 
 
 def choose_backend(
-    n: int, m: int, num_features: int, width: int, heads: int, is_causal: bool, sums: bool, floor: float = 1e-5
+    n: int, m: int, num_features: int, width: int, heads: int, is_causal: bool, sums: bool, floor: float = FLOOR
 ) -> Literal["dense", "chunked", "linear"]:
     """Choose the cheapest exact backend, by :func:`costs`.
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import KeyCache
+from ika_lightning.attention.cache import Cache
 from ika_lightning.attention.core import Core, DotProductCore, ExplicitKernelCore, RBFCore, SpectralCore
 from ika_lightning.attention.functional import Backend
 from ika_lightning.attention.kernels import Kernel, MaternKernel
@@ -224,12 +224,13 @@ class MultiheadAttention(nn.Module):
             weights = weights.squeeze(0)
         return self._join_heads(out, batched), weights
 
-    def decode(self, x: Tensor, cache: KeyCache | None = None) -> tuple[Tensor, KeyCache]:
+    def decode(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Go on with causal self-attention: attend from the next positions of a sequence to them and those before.
 
         Called with one position or several at a time, it returns what ``self(x, x, x, is_causal=True)`` returns for
         all of them at once, in a time that grows with the number of positions and not with its square. A layer whose
-        frequencies are random in training draws them in the first call, and the cache keeps them.
+        frequencies are random in training draws them in the first call, and the cache keeps them. A layer with
+        ``backend="linear"`` keeps a state of constant size; others keep each key.
 
         Args:
             x: The next positions: query, key and value.

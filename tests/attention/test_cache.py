@@ -33,6 +33,7 @@ LAYERS: dict[str, Callable[..., MultiheadAttention]] = {
     "IKAN": partial(IKAN, p=1.8, num_samples=7),
     "IKAN reference": partial(IKAN, num_samples=7, backend="reference"),
     "MIKAN": partial(MIKAN, p=3.0, num_samples=7),
+    "IKAN linear": partial(IKAN, p=1.8, num_samples=7, backend="linear"),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -64,7 +65,7 @@ def decode(layer: MultiheadAttention, x: Tensor, sizes: list[int], axis: int = 1
 def test_parts_give_what_the_whole_gives(sizes, name):
     layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH)
     out, cache = decode(layer, x, sizes)
-    assert_close(out, layer(x, x, x, is_causal=True)[0], rtol=1e-10, atol=1e-10)
+    assert_close(out, layer(x, x, x, need_weights=False, is_causal=True)[0], rtol=1e-10, atol=1e-10)
     assert cache.length == LENGTH
 
 
@@ -74,14 +75,16 @@ def test_keys_of_very_different_magnitude(name):
     layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH) * torch.linspace(0.1, 12, LENGTH).unsqueeze(-1)
     for sequence in (x, x.flip(1)):
         out, _ = decode(layer, sequence, [1] * LENGTH)
-        assert_close(out, layer(sequence, sequence, sequence, is_causal=True)[0], rtol=1e-9, atol=1e-9)
+        assert_close(
+            out, layer(sequence, sequence, sequence, need_weights=False, is_causal=True)[0], rtol=1e-9, atol=1e-9
+        )
 
 
 @every_layer
 def test_layouts(name):
     layer, x = build(name, batch_first=False), randn(1, LENGTH, BATCH, WIDTH)
     out, _ = decode(layer, x, [4, 1, 6], axis=0)
-    assert_close(out, layer(x, x, x, is_causal=True)[0])
+    assert_close(out, layer(x, x, x, need_weights=False, is_causal=True)[0])
     single, _ = decode(layer, x[:, 1], [4, 1, 6], axis=0)
     assert_close(single, out[:, 1])
 
@@ -93,20 +96,20 @@ def test_reordered_cache_goes_on_with_the_sequences_chosen(name):
     index = torch.tensor([2, 0, 0, 2])
     out, longer = layer.decode(later, cache.reorder(index))
     whole = torch.cat([x[index], later], 1)
-    assert_close(out, layer(whole, whole, whole, is_causal=True)[0][:, LENGTH:])
+    assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
     assert (cache.length, longer.length) == (LENGTH, LENGTH + 2)
     # a cache is a value: the first beam can go on as if nothing had happened
     out, _ = layer.decode(later[:BATCH], cache)
     whole = torch.cat([x, later[:BATCH]], 1)
-    assert_close(out, layer(whole, whole, whole, is_causal=True)[0][:, LENGTH:])
+    assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
 
 
-@every_layer
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "IKAN linear"])
 def test_gradients_flow_through_the_cache(name):
     layer, gradients = build(name), []
     for whole in (True, False):
         x = randn(1, BATCH, LENGTH, WIDTH).requires_grad_()
-        out = layer(x, x, x, is_causal=True)[0] if whole else decode(layer, x, [4, 1, 6])[0]
+        out = layer(x, x, x, need_weights=False, is_causal=True)[0] if whole else decode(layer, x, [4, 1, 6])[0]
         layer.zero_grad()
         (out * randn(3, *out.shape)).sum().backward()
         gradients.append([x.grad, *(p.grad.clone() for n, p in layer.named_parameters() if "encoder" not in n)])
@@ -156,8 +159,27 @@ def test_precisions(dtype, name):
     assert (out - expected).norm() < tolerance * expected.norm()
 
 
-def test_cache_of_another_number_of_sequences_is_refused():
-    layer = build("IKAN")
+def test_state_of_constant_size():
+    layer = build("IKAN linear")
+    caches = [decode(layer, randn(1, BATCH, length, WIDTH), [1] * length)[1] for length in (1, LENGTH)]
+    shapes = [[part.shape for part in cache.state] for cache in caches]
+    assert shapes[0] == shapes[1]
+
+
+def test_state_belongs_to_its_layer():
+    linear, other, x = build("IKAN linear"), build("IKAN"), randn(1, BATCH, LENGTH, WIDTH)
+    with pytest.raises(ValueError, match="goes on with a cache of its own, and without dropout"):
+        linear.decode(x, other.decode(x)[1])
+    with pytest.raises(ValueError, match="goes on with a cache of its own, and without dropout"):
+        dropping = build("IKAN linear", dropout=0.5)
+        dropping.train().decode(x, linear.decode(x)[1])
+    with pytest.raises(ValueError, match="this cache is one of a layer with backend='linear'"):
+        build("DotProduct").decode(x, linear.decode(x)[1])
+
+
+@pytest.mark.parametrize("kind", ["IKAN", "IKAN linear"])
+def test_cache_of_another_number_of_sequences_is_refused(kind):
+    layer = build(kind)
     _, cache = layer.decode(randn(1, BATCH, LENGTH, WIDTH))
     with pytest.raises(ValueError, match=r"a cache of 3 sequences cannot go on with 2; cache\.reorder\(index\)"):
         layer.decode(randn(1, 2, 1, WIDTH), cache)
@@ -180,5 +202,5 @@ def test_own_core_decodes_by_its_forward():
 
     layer = MultiheadAttention(WIDTH, HEADS, lambda heads, width: Mean()).double()
     x = randn(1, BATCH, LENGTH, WIDTH)
-    assert_close(decode(layer, x, [1, 4, 6])[0], layer(x, x, x, is_causal=True)[0])
+    assert_close(decode(layer, x, [1, 4, 6])[0], layer(x, x, x, need_weights=False, is_causal=True)[0])
     assert isinstance(layer, nn.Module)
