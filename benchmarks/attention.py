@@ -174,15 +174,35 @@ def one_call(arguments: argparse.Namespace) -> None:
     warm_up, few = inputs(case._replace(n=16), arguments.device, getattr(torch, arguments.dtype))
     call(arguments.method, case, *warm_up, few).sum().backward()  # loads what is loaded lazily
 
-    def held() -> float:
-        if arguments.device == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
-
-    before = held()
+    before = start_measuring(arguments.device)
     call(arguments.method, case, *drawn, frequencies).sum().backward()
-    print(held() - before)
+    print(peak(arguments.device) - before)
+
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+
+
+def start_measuring(device: str) -> float:
+    """Return the memory that this process holds, in MiB; :func:`peak` is from here on, where that can be had."""
+    if device == "cpu" and STATUS.exists():
+        # ru_maxrss of a new process starts at its parent's there, which may be more than it will ever hold itself.
+        RESET.write_text("5")
+        return memory_status("VmRSS")
+    return peak(device)
+
+
+def peak(device: str) -> float:
+    """Return the most memory that this process has held, in MiB."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    if STATUS.exists():
+        return memory_status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory_status(name: str) -> float:
+    (kilobytes,) = (line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(kilobytes) / 2**10
 
 
 def show(rows: list[dict[str, object]]) -> None:

@@ -57,6 +57,16 @@ class TestAccuracyOfRegression:
         assert benchmark.measure(fit, str(benchmark_root)) == rmse
 
 
+def test_peak_memory_is_that_of_the_call(load) -> None:
+    benchmark = load("attention")
+    case = benchmark.Case(n=1021, samples=2, d=3, heads=2)
+    options = SimpleNamespace(device="cpu", dtype="float32")
+    dense, chunked = (benchmark.peak_memory(case, method, options) for method in ("dense", "chunked"))
+    one_matrix = 2 * 1021**2 * 4 / 2**20
+    assert 2 * one_matrix < dense < 20 * one_matrix
+    assert chunked < dense
+
+
 def test_methods_of_the_attention_benchmark_agree(load) -> None:
     import torch
 
