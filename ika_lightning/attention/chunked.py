@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 # A tile of 512 x 512 float32 is 1 MB, about the second-level cache of a core; larger ones spill, smaller ones make the
-# matrix products inefficient (benchmarks/attention.py).
+# matrix products inefficient.
 TILE = 512
 
 # Numbers in the matrices of one step: heads smaller than that go together. An accelerator has no such cache to stay in,

@@ -282,8 +282,9 @@ def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
     return magnitude.size(-2) == 1 and (allowed is None or allowed.size(-2) == 1)
 
 
-# Prices in multiply-adds of a large matrix product (25 ps on a core), measured forwards and backwards in float32 on one
-# core over 300 shapes (benchmarks/attention.py). All that :func:`choose_backend` knows of a processor is here.
+# Prices in multiply-adds of a large matrix product (25 ps on a core), fitted to times forwards and backwards in float32
+# on one core over some 300 shapes; `benchmarks/attention.py --what auto` checks them. All that :func:`choose_backend`
+# knows of a processor is here.
 PRICES = {
     # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
     # once its matrices outgrow the cache, in memory that is freshly mapped.

@@ -50,8 +50,7 @@ from ika_lightning.attention.chunked import (
 )
 
 # Tokens in a block and products in a slab: 1 MB of float32, about the second-level cache of a core. A slab wide enough
-# keeps matrix products efficient, and a block of a few hundred keeps the diagonal of a causal call cheap
-# (benchmarks/attention.py).
+# keeps matrix products efficient, and a block of a few hundred keeps the diagonal of a causal call cheap.
 BLOCK, SLAB = 256, 1024
 
 
