@@ -1,0 +1,115 @@
+"""From text to tokens and back, by the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+__all__ = ["END", "PADDING", "START", "UNKNOWN", "Tokenizer"]
+
+Unit = Literal["word", "subword"]
+
+_SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
+#: The first tokens of every vocabulary.
+PADDING, UNKNOWN, START, END = range(4)
+
+# A word with the apostrophes and hyphens inside it, or a single sign that is neither word nor blank.
+_WORD = tokenizers.Regex(r"\w+(?:['’\-]\w+)*|[^\w\s]")
+
+
+class Tokenizer:
+    """A vocabulary of words or of parts of words, learned on training text.
+
+    Words that the vocabulary lacks become the unknown token. Parts of words are byte-pair encodings (Sennrich et al.
+    2016) of the text's bytes, so there is no unknown text, and :meth:`decode` gives back what was encoded.
+
+    Args:
+        state: What :meth:`state` of another one gave.
+
+    Example:
+        >>> tokenizer = Tokenizer.learn(["a rose is a rose"], unit="word", size=100)
+        >>> tokenizer.encode(["a rose is red"])
+        [[4, 5, 6, 1]]
+        >>> tokenizer.decode([4, 5])
+        'a rose'
+        >>> len(tokenizer)
+        7
+    """
+
+    def __init__(self, state: str) -> None:
+        self._tokenizer = tokenizers.Tokenizer.from_str(state)
+        self._tokenizer.encode_special_tokens = True  # a text with "<pad>" in it is not padding
+
+    @classmethod
+    def learn(
+        cls, texts: Iterable[str], *, unit: Unit, size: int, min_count: int = 1, lowercase: bool = False
+    ) -> Tokenizer:
+        """Learn a vocabulary.
+
+        Args:
+            texts: Training texts.
+            unit: ``"word"``, or ``"subword"`` for byte-pair encoding.
+            size: Most tokens in the vocabulary, with four special ones, and for ``"subword"`` the 256 bytes.
+            min_count: How often a word, or a pair of parts, has to occur to become a token.
+            lowercase: Fold case, here and in all texts to be encoded.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: If size leaves no room for the special tokens and bytes, or unit is unknown.
+        """
+        least = len(_SPECIAL) + (256 if unit == "subword" else 1)
+        if unit not in ("word", "subword"):
+            raise ValueError(f"unit must be 'word' or 'subword', got {unit!r}")
+        if size < least:
+            raise ValueError(f"a vocabulary of {unit}s needs a size of at least {least}, got {size}")
+        shared: dict[str, Any] = {
+            "vocab_size": size,
+            "min_frequency": min_count,
+            "special_tokens": _SPECIAL,
+            "show_progress": False,
+        }
+        trainer: trainers.Trainer
+        if unit == "word":
+            tokenizer = tokenizers.Tokenizer(models.WordLevel(unk_token=_SPECIAL[UNKNOWN]))
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(_WORD, behavior="removed", invert=True)
+            trainer = trainers.WordLevelTrainer(**shared)
+        else:
+            tokenizer = tokenizers.Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+            tokenizer.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer.to_str())
+
+    def state(self) -> str:
+        """Everything there is to know about this tokenizer, as JSON: a checkpoint keeps it."""
+        return self._tokenizer.to_str()
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each text, without special ones; none for a text without any."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        return self._tokenizer.decode(tokens).removeprefix(" ")
+
+    def names(self, tokens: Sequence[int]) -> list[str]:
+        """Return each token as a person would read it, for the axes of a picture."""
+        return [_SPECIAL[token] if token < len(_SPECIAL) else self._tokenizer.decode([token]) for token in tokens]
+
+    @property
+    def words(self) -> list[str]:
+        """The tokens of the vocabulary, in the order of their numbers."""
+        numbers = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
