@@ -1,6 +1,15 @@
 """Backbones made of attention: what the tasks share."""
 
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
+from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
 from ika_lightning.models.rows import RowTransformer
 
-__all__ = ["AttentionFactory", "Encoder", "EncoderLayer", "RowTransformer"]
+__all__ = [
+    "AttentionFactory",
+    "DecoderLayer",
+    "DecoderState",
+    "Encoder",
+    "EncoderDecoder",
+    "EncoderLayer",
+    "RowTransformer",
+]
