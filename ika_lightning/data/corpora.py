@@ -58,7 +58,7 @@ class EmbeddedDates:
     Example:
         >>> pairs = EmbeddedDates().pairs("test", "de", "en")
         >>> pairs.source[1], pairs.target[1]
-        ('28. August 1951', 'August 28, 1951')
+        ('22. Juni 2023', 'June 22, 2023')
     """
 
     languages = ("en", "de")

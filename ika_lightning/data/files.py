@@ -1,6 +1,7 @@
 """Writing files so that nobody ever meets half of one."""
 
 import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -11,7 +12,7 @@ def check_output(path: str | Path) -> Path:
     """Check that a file can be written, before the work whose result it will hold.
 
     Args:
-        path: Where the file is to go. An existing file is fine: it will be replaced.
+        path: Where the file is to go. An existing file is fine: it will be replaced. So is ``-``, standard output.
 
     Returns:
         The path.
@@ -28,6 +29,8 @@ def check_output(path: str | Path) -> Path:
         FileNotFoundError: cannot write nowhere/predictions.csv: there is no folder nowhere; create it first
     """
     path = Path(path)
+    if str(path) == "-":
+        return path
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder; give the name of a file in it")
     if not path.parent.is_dir():
@@ -41,7 +44,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write a whole file or nothing: to a temporary name in the same folder first, then moved into place.
 
     Args:
-        path: Where the file goes; a file already there is replaced.
+        path: Where the file goes; a file already there is replaced. ``-`` is standard output.
         content: All of its bytes.
 
     Returns:
@@ -57,6 +60,10 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         'whole'
     """
     path = check_output(path)
+    if str(path) == "-":
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return path
     # The name is unique, so that processes which write the same file at once cannot mix their bytes.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

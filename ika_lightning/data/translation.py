@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -78,7 +77,7 @@ class TranslationData(LightningDataModule):
         >>> data.setup("fit")
         >>> batch = next(iter(data.val_dataloader()))
         >>> batch.texts[0], data.target_texts([batch.target[0].tolist()])
-        (('1 Grad', '1 degree'), ['1 degree'])
+        (('00:23', '12:23 AM'), ['12:23 AM'])
     """
 
     def __init__(
@@ -249,8 +248,7 @@ class TranslationData(LightningDataModule):
             OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
         """
         assert self._lines is not None
-        if str(path) != "-":
-            check_output(path)
+        check_output(path)
         if sorted(number for number, _ in predictions) != list(range(len(self._lines))):
             raise ValueError(f"predictions must be one for each of {len(self._lines)} lines, got {len(predictions)}")
         several = max(len(hypotheses) for _, pieces in predictions for hypotheses in pieces) > 1
@@ -261,11 +259,7 @@ class TranslationData(LightningDataModule):
                 written.append(f"{number} ||| {text} ||| {sum(score for _, score in ranked):.4f}" if several else text)
                 if not self._lines[number]:
                     break
-        content = "".join(f"{line}\n" for line in written)
-        if str(path) == "-":
-            sys.stdout.write(content)
-        else:
-            write_atomically(path, content.encode())
+        write_atomically(path, "".join(f"{line}\n" for line in written).encode())
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.text import CHRFScore, SacreBLEUScore
 
 from ika_lightning.attention import MIKAN
 from ika_lightning.data import TranslationBatch, TranslationData
@@ -20,6 +19,7 @@ from ika_lightning.data.tokenizer import END, PADDING, START, UNKNOWN
 from ika_lightning.models import AttentionFactory, EncoderDecoder
 from ika_lightning.models.decoding import Hypothesis, Search
 from ika_lightning.tasks.base import Task, find_layer
+from ika_lightning.tasks.scores import CorpusScore
 
 SAMPLES = 5  # sentences whose translations are shown at each validation
 
@@ -32,7 +32,7 @@ class Translation(Task):
     processes they came from: two batches with ``accumulate_grad_batches=2`` are one batch of both.
 
     ``val/loss`` and ``test/loss`` are without smoothing. Validation translates greedily, testing and prediction by beam
-    search; ``bleu`` (13a, cased) and ``chrf`` are those of sacreBLEU, from 0 to 100, against the sentences of the file.
+    search. ``bleu`` (13a, cased) and ``chrf`` are those of sacreBLEU, from 0 to 100; testing prints their signatures.
 
     To train with averaged weights, add ``lightning.pytorch.callbacks.EMAWeightAveraging`` to the trainer: validation
     and checkpoints then have the averages.
@@ -184,11 +184,10 @@ class Translation(Task):
     def on_test_epoch_end(self) -> None:
         """Log what was measured, and print how, for others to compare."""
         measured = self._log_metrics("test", self.test_metrics)
-        self.print(f"sacreBLEU's signatures (a beam of {self.search.beam}, alpha {self.search.length_penalty:g}):")
-        for metric, name in ((BLEU(), "bleu"), (CHRF(), "chrf")):
-            # a signature knows the number of references once there was one
-            metric.corpus_score(["-"], [["-"]])
-            self.print(f"{metric.get_signature().format()} = {measured[name]:.2f}")
+        for name in ("bleu", "chrf"):
+            score = self.test_metrics[name]
+            assert isinstance(score, CorpusScore)
+            self.print(f"{name} {measured[name]:.2f} {score.signature}")
 
     def predict_step(self, batch: TranslationBatch, batch_idx: int) -> list[tuple[int, list[list[Hypothesis]]]]:
         """Return, for each line of the batch, its number and the translations of each of its pieces, as tokens."""
@@ -233,15 +232,13 @@ class Translation(Task):
         metrics["loss"].update(loss / tokens, weight=tokens)
         best = [hypotheses[0].tokens for hypotheses in search(self.net, batch.source)]
         translations: list[str] = self.trainer.datamodule.target_texts(best)  # type: ignore[attr-defined]
-        references = [[reference] for _, reference in batch.texts]
+        references = [reference for _, reference in batch.texts]
         metrics["bleu"].update(translations, references)
         metrics["chrf"].update(translations, references)
         return translations
 
     def _log_metrics(self, stage: str, metrics: MetricCollection) -> dict[str, float]:
-        measured = {
-            name: metric.compute().item() * (1.0 if name == "loss" else 100.0) for name, metric in metrics.items()
-        }
+        measured = {name: metric.compute().item() for name, metric in metrics.items()}
         metrics.reset()
         for name, value in measured.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "bleu")
@@ -249,5 +246,5 @@ class Translation(Task):
 
 
 def _metrics() -> MetricCollection:
-    metrics = {"loss": MeanMetric(), "bleu": SacreBLEUScore(), "chrf": CHRFScore(n_word_order=0)}
+    metrics = {"loss": MeanMetric(), "bleu": CorpusScore(BLEU()), "chrf": CorpusScore(CHRF())}
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
