@@ -10,26 +10,38 @@ from lightning.pytorch import LightningModule
 import ika_lightning.tasks
 from ika_lightning.cli import main
 from ika_lightning.data.benchmarks import BENCHMARKS
+from ika_lightning.data.corpora import CORPORA
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+SHIPPED = {"co2", "airline_passengers", "dates"}
+# What makes a step of training and validation out of a training, and out of a network one that a test can wait for.
+SHORT = {
+    "regression": ["--trainer.max_epochs", "1"],
+    "translation": [
+        "--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1",
+        "--trainer.check_val_every_n_epoch", "1", "--data.batch_tokens", "256", "--data.batch_size", "4",
+        "--model.width", "16", "--model.depth", "1",
+    ],
+}  # fmt: skip
 
 
 def test_there_is_one_for_each_data_set() -> None:
     regression = {file.stem for file in CONFIGS if file.parent.name == "regression"}
     assert regression == set(BENCHMARKS)
+    assert {file.stem for file in CONFIGS if file.parent.name == "translation"} == set(CORPORA)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = yaml.safe_load(config.read_text())["data"]["init_args"]["name"]
-    ships = name in ("co2", "airline_passengers")
-    root = [] if ships else ["--data.root", str(request.getfixturevalue("benchmark_root"))]
+    where = "iwslt14_root" if name == "iwslt14" else "benchmark_root"
+    root = [] if name in SHIPPED else ["--data.root", str(request.getfixturevalue(where))]
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *root, *QUIET])
+    main(["fit", "--config", str(config), *SHORT[config.parent.name], *root, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == config.stem
-    main(["test", "--ckpt_path", str(best), *root, *QUIET])
+    main(["test", "--ckpt_path", str(best), "--trainer.limit_test_batches", "1", *root, *QUIET])
     assert load(best).hparams["attention"]["class_path"].endswith(".MIKAN")
 
 
