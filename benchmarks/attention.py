@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, kernel_attention
+from ika_lightning.attention.functional import choose_backend
 from ika_lightning.attention.kernels import stationary_features
 from ika_lightning.attention.magnitude import log_magnitude
 
@@ -305,16 +306,17 @@ def run_auto(arguments: argparse.Namespace) -> None:
         for samples, d, causal in ((16, 64, False), (32, 64, False), (64, 64, False), (16, 64, True), (64, 64, True),
                                    (64, 8, False))
     ]  # fmt: skip
-    print("| batch | n | M | d | causal | best | auto over best |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("| batch | n | M | d | causal | taken | best | auto over best |\n" + "| --- " * 8 + "|")
     rows = []
     for case in grid:
         methods = ["auto", "chunked", "linear"] + ["dense"] * (case.n <= 2048)
         measured = timed(case, methods, arguments)
         best = min(measured[1:], key=lambda row: float(row["both_ms"]))
         ratio = float(measured[0]["both_ms"]) / float(best["both_ms"])
+        taken = choose_backend(case.n, case.n, 2 * case.samples, case.d, case.batch * case.heads, case.causal, True)
         shape = f"{case.batch} | {case.n:,} | {case.samples} | {case.d} | {case.causal}"
-        print(f"| {shape} | {best['method']} | {ratio:.2f} |", flush=True)
-        rows += [row | {"over_best": ratio} for row in measured]
+        print(f"| {shape} | {taken} | {best['method']} | {ratio:.2f} |", flush=True)
+        rows += [row | {"taken": taken, "over_best": ratio} for row in measured]
     save(rows, "auto")
     print(f"worst: {max(float(row['over_best']) for row in rows):.2f}")
 
