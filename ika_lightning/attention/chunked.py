@@ -28,8 +28,8 @@ from torch import Tensor
 # on the diagonal of a causal call. Smaller ones make the matrix products inefficient.
 TILE = 256
 
-# Numbers in the matrices of one step: heads smaller than that go together.
-CPU_STEP = 2**18
+# Numbers in the matrices of one step: heads smaller than that go together, and each core takes some of them whole.
+CPU_STEP = 2**19
 
 # An accelerator has no such cache to stay in, and wants work for all its cores at once.
 ACCELERATOR_TILE, ACCELERATOR_STEP = 2048, 2**25
