@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A tile of 256 x 256 float32 and its operands stay in the second-level cache of a core; larger ones spill, and waste more
-# on the diagonal of a causal call. Smaller ones make the matrix products inefficient.
+# A tile of 256 x 256 float32 and its operands stay in the second-level cache of a core; larger ones spill, and waste
+# more on the diagonal of a causal call. Smaller ones make the matrix products inefficient.
 TILE = 256
 
 # Numbers in the matrices of one step: heads smaller than that go together, and each core takes some of them whole.

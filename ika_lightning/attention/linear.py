@@ -50,8 +50,8 @@ from ika_lightning.attention.chunked import (
 )
 
 # Tokens in a block and products in a slab: half a megabyte of float32, which leaves room for the operands in the
-# second-level cache of a core. A slab wide enough keeps matrix products efficient, and a block of a few hundred keeps the
-# diagonal of a causal call cheap.
+# second-level cache of a core. A slab wide enough keeps matrix products efficient, and a block of a few hundred keeps
+# the diagonal of a causal call cheap.
 BLOCK, SLAB = 256, 512
 
 
