@@ -239,19 +239,23 @@ def draw(rows: list[dict[str, object]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = sorted({(row["samples"], row["causal"]) for row in rows})
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.4), sharey=True, squeeze=False)
-    for axis, (samples, causal) in zip(axes[0], panels, strict=True):
-        here = [row for row in rows if (row["samples"], row["causal"]) == (samples, causal)]
-        for method in dict.fromkeys(row["method"] for row in here):
+    samples, kinds = sorted({row["samples"] for row in rows}), (False, True)
+    colours = {"sdpa": "#000000", "linear": "#0072B2", "chunked": "#D55E00", "dense": "#999999", "authors": "#CC79A7"}
+    figure, axes = plt.subplots(2, len(samples), figsize=(3.4 * len(samples), 5.6), sharex=True, sharey=True)
+    for (causal, many), axis in zip(itertools.product(kinds, samples), axes.flat, strict=True):
+        here = [row for row in rows if (row["samples"], row["causal"]) == (many, causal)]
+        for method, colour in colours.items():
             points = sorted((row["n"], row["both_ms"]) for row in here if row["method"] == method)
-            axis.loglog(*zip(*points, strict=True), marker="o", label=method)
-        axis.set(title=f"M = {samples}" + (", causal" if causal else ""), xlabel="tokens")
+            axis.loglog(*zip(*points, strict=True), marker="o", color=colour, label=method)
+        axis.set_title(f"M = {many}" + (", causal" if causal else ""))
+        axis.set_xticks(ticks := sorted({row["n"] for row in rows}), [f"{n:,}" for n in ticks], fontsize=8)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("forward + backward, ms")
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "attention.png", dpi=150)
+    figure.supxlabel("tokens")
+    figure.supylabel("forward + backward, ms")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(colours), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(RESULTS / "attention.png", dpi=120)
     plt.close(figure)
 
 
