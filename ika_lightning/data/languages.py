@@ -30,7 +30,9 @@ _UNITS = ("area-square-kilometer", "duration-month", "duration-week", "duration-
 
 
 def phrases(language: str, rng: random.Random) -> Iterator[str]:
-    """Draw phrases of a language without end: dates, spans of time, measures, sums of money, and names.
+    """Draw phrases of a language without end: two or three dates, spans of time, measures, sums of money or names.
+
+    One thing alone may well be the same in several languages.
 
     Args:
         language: Its code in the CLDR.
@@ -40,8 +42,8 @@ def phrases(language: str, rng: random.Random) -> Iterator[str]:
         A phrase in Unicode's form NFC. Digits are those of the language's own default.
 
     Example:
-        >>> list(islice(phrases("en", random.Random(3)), 3))
-        ['3 weeks ago', '78 kilometers per hour', 'RINET Funds and Mapuche']
+        >>> next(phrases("en", random.Random(2)))
+        'Friday, March 26, 1915 and 22 kilometers'
     """
     from babel import Locale, dates, lists, numbers, units
 
@@ -54,16 +56,17 @@ def phrases(language: str, rng: random.Random) -> Iterator[str]:
     ]
     currencies = sorted(locale.currencies)
 
-    def full_date() -> str:
-        day = date(1900, 1, 1) + timedelta(days=rng.randrange(50_000))
-        return dates.format_date(day, format=rng.choice(["full", "long"]), locale=locale)
+    measures = [unit for unit in _UNITS if units.get_unit_name(unit, locale=locale)]
+
+    def day() -> str:
+        return dates.format_date(date(1900, 1, 1) + timedelta(days=rng.randrange(50_000)), "full", locale)
 
     def span() -> str:
         seconds = rng.choice([60, 3600, 86400]) * rng.randrange(2, 25) * rng.choice([-1, 1])
         return dates.format_timedelta(seconds, add_direction=True, threshold=1, locale=locale)
 
     def measure() -> str:
-        return units.format_unit(rng.randrange(1, 100), rng.choice(_UNITS), locale=locale)
+        return units.format_unit(rng.randrange(1, 100), rng.choice(measures), locale=locale)
 
     def money() -> str:
         amount, currency = rng.randrange(1, 100), rng.choice(currencies)
@@ -72,11 +75,9 @@ def phrases(language: str, rng: random.Random) -> Iterator[str]:
     def name() -> str:
         return rng.choice(names)
 
-    def listed() -> str:
-        return lists.format_list(rng.sample(names, rng.randrange(2, 4)), locale=locale)
-
     while True:
-        yield unicodedata.normalize("NFC", rng.choice([full_date, span, measure, money, name, listed])())
+        things = [rng.choice([day, span, measure, money, name])() for _ in range(rng.randrange(2, 4))]
+        yield unicodedata.normalize("NFC", lists.format_list(things, locale=locale))
 
 
 def generate() -> bytes:

@@ -167,7 +167,8 @@ class TextClassification(Task):
     def on_test_epoch_end(self) -> None:
         """Log what was measured, and print the confusion matrix."""
         confusion = self._log_metrics("test", self.test_metrics)
-        self.print(describe_confusion(confusion, self.hparams["classes"]))
+        if self.trainer.test_loop.verbose:
+            self.print(describe_confusion(confusion, self.hparams["classes"]))
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Return the probabilities of the classes, (b, c)."""

@@ -74,7 +74,7 @@ def test_it_learns(attention, texts, tmp_path) -> None:
 
 def test_figures(trained, tmp_path, capsys) -> None:
     model, rows, _ = trained
-    (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
+    (measured,) = trainer(tmp_path).test(model, rows)
     batches = list(rows.test_dataloader())
     logits = torch.cat([model(batch.tokens) for batch in batches]).detach()
     label, predicted = torch.cat([batch.label for batch in batches]), logits.argmax(1)
