@@ -10,23 +10,28 @@ from lightning.pytorch import LightningModule
 import ika_lightning.tasks
 from ika_lightning.cli import main
 from ika_lightning.data.benchmarks import BENCHMARKS
+from ika_lightning.data.sentences import SENTENCES
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20"]
 
 
 def test_there_is_one_for_each_data_set() -> None:
     regression = {file.stem for file in CONFIGS if file.parent.name == "regression"}
     assert regression == set(BENCHMARKS)
+    classification = {file.stem for file in CONFIGS if file.parent.name == "text_classification"}
+    assert classification == set(SENTENCES) - {"trec_fine"}  # an option of trec
 
 
+@pytest.mark.filterwarnings("ignore:.* are also in training")  # what the benchmarks are like
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = yaml.safe_load(config.read_text())["data"]["init_args"]["name"]
-    ships = name in ("co2", "airline_passengers")
+    ships = name in ("co2", "airline_passengers", "languages")
     root = [] if ships else ["--data.root", str(request.getfixturevalue("benchmark_root"))]
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *root, *QUIET])
+    main(["fit", "--config", str(config), *SHORT, *root, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == config.stem
     main(["test", "--ckpt_path", str(best), *root, *QUIET])

@@ -2,5 +2,6 @@
 
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.rows import RowTransformer
+from ika_lightning.models.text import TextClassifier
 
-__all__ = ["AttentionFactory", "Encoder", "EncoderLayer", "RowTransformer"]
+__all__ = ["AttentionFactory", "Encoder", "EncoderLayer", "RowTransformer", "TextClassifier"]
