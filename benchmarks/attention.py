@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, kernel_attention
+from ika_lightning.attention.functional import choose_backend
 from ika_lightning.attention.kernels import stationary_features
 from ika_lightning.attention.magnitude import log_magnitude
 
@@ -238,19 +239,23 @@ def draw(rows: list[dict[str, object]]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = sorted({(row["samples"], row["causal"]) for row in rows})
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3.4), sharey=True, squeeze=False)
-    for axis, (samples, causal) in zip(axes[0], panels, strict=True):
-        here = [row for row in rows if (row["samples"], row["causal"]) == (samples, causal)]
-        for method in dict.fromkeys(row["method"] for row in here):
+    samples, kinds = sorted({row["samples"] for row in rows}), (False, True)
+    colours = {"sdpa": "#000000", "linear": "#0072B2", "chunked": "#D55E00", "dense": "#999999", "authors": "#CC79A7"}
+    figure, axes = plt.subplots(2, len(samples), figsize=(3.4 * len(samples), 5.6), sharex=True, sharey=True)
+    for (causal, many), axis in zip(itertools.product(kinds, samples), axes.flat, strict=True):
+        here = [row for row in rows if (row["samples"], row["causal"]) == (many, causal)]
+        for method, colour in colours.items():
             points = sorted((row["n"], row["both_ms"]) for row in here if row["method"] == method)
-            axis.loglog(*zip(*points, strict=True), marker="o", label=method)
-        axis.set(title=f"M = {samples}" + (", causal" if causal else ""), xlabel="tokens")
+            axis.loglog(*zip(*points, strict=True), marker="o", color=colour, label=method)
+        axis.set_title(f"M = {many}" + (", causal" if causal else ""))
+        axis.set_xticks(ticks := sorted({row["n"] for row in rows}), [f"{n:,}" for n in ticks], fontsize=8)
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("forward + backward, ms")
-    axes[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(RESULTS / "attention.png", dpi=150)
+    figure.supxlabel("tokens")
+    figure.supylabel("forward + backward, ms")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(colours), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.savefig(RESULTS / "attention.png", dpi=120)
     plt.close(figure)
 
 
@@ -305,16 +310,17 @@ def run_auto(arguments: argparse.Namespace) -> None:
         for samples, d, causal in ((16, 64, False), (32, 64, False), (64, 64, False), (16, 64, True), (64, 64, True),
                                    (64, 8, False))
     ]  # fmt: skip
-    print("| batch | n | M | d | causal | best | auto over best |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("| batch | n | M | d | causal | taken | best | auto over best |\n" + "| --- " * 8 + "|")
     rows = []
     for case in grid:
         methods = ["auto", "chunked", "linear"] + ["dense"] * (case.n <= 2048)
         measured = timed(case, methods, arguments)
         best = min(measured[1:], key=lambda row: float(row["both_ms"]))
         ratio = float(measured[0]["both_ms"]) / float(best["both_ms"])
+        taken = choose_backend(case.n, case.n, 2 * case.samples, case.d, case.batch * case.heads, case.causal, True)
         shape = f"{case.batch} | {case.n:,} | {case.samples} | {case.d} | {case.causal}"
-        print(f"| {shape} | {best['method']} | {ratio:.2f} |", flush=True)
-        rows += [row | {"over_best": ratio} for row in measured]
+        print(f"| {shape} | {taken} | {best['method']} | {ratio:.2f} |", flush=True)
+        rows += [row | {"taken": taken, "over_best": ratio} for row in measured]
     save(rows, "auto")
     print(f"worst: {max(float(row['over_best']) for row in rows):.2f}")
 

@@ -57,6 +57,59 @@ class TestAccuracyOfRegression:
         assert benchmark.measure(fit, str(benchmark_root)) == rmse
 
 
+class TestAccuracyOfTextClassification:
+    @pytest.fixture
+    def quick(self, load, tmp_path, monkeypatch):
+        """The benchmark with a configuration of one short epoch."""
+        benchmark = load("text_classification")
+        folder = tmp_path / "configs" / "text_classification"
+        folder.mkdir(parents=True)
+        for name in ("trec", "mr"):
+            config = yaml.safe_load((ROOT / "configs" / "text_classification" / f"{name}.yaml").read_text())
+            config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 3}
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        for function in (benchmark.build, benchmark.known, benchmark.measure_all):
+            monkeypatch.setitem(function.__globals__, "HERE", tmp_path / "benchmarks")
+            monkeypatch.setitem(function.__globals__, "RESULTS", tmp_path / "results" / "accuracy.csv")
+        return benchmark
+
+    def test_choice_is_by_validation_alone(self, load):
+        benchmark = load("text_classification")
+        results = {}
+        for lr in benchmark.LEARNING_RATES:
+            for dropout in benchmark.DROPOUTS:
+                for seed in benchmark.TUNED_ON:
+                    fit = benchmark.Fit("trec", "IKAN", lr, dropout, seed, "val")
+                    results[fit] = 90 - abs(lr - 0.002) - abs(dropout - 0.3) + seed
+                    results[fit._replace(stage="test")] = -results[fit]
+        assert benchmark.choose(results, "trec", "IKAN") == (0.002, 0.3)
+
+    @pytest.mark.filterwarnings("ignore:.* are also in training")
+    @pytest.mark.parametrize("name, stage, tested", [("trec", "val", 545), ("trec", "test", 500), ("mr", "test", 1066)])
+    def test_a_fit_is_measured(self, quick, name, stage, tested, benchmark_root):
+        fit = quick.Fit(name, "IKANDirect", 0.001, 0.3, 3, stage)
+        accuracy = quick.measure(fit, str(benchmark_root))
+        assert 10 < accuracy < 90
+        assert round(accuracy * tested / 100, 2) % 1 in (0, 0.0)
+        assert quick.measure(fit, str(benchmark_root)) == accuracy
+
+    @pytest.mark.filterwarnings("ignore:.* are also in training")
+    def test_what_is_known_is_not_done_again(self, quick, benchmark_root, monkeypatch):
+        fits = [quick.Fit("mr", "DotProduct", 0.001, 0.5, seed, "val") for seed in range(2)]
+        results = quick.measure_all(fits, str(benchmark_root))
+        monkeypatch.setitem(quick.measure_all.__globals__, "measure", None)
+        again = quick.measure_all(fits, str(benchmark_root))
+        assert again == pytest.approx(results, rel=1e-5)
+
+    def test_speed(self, benchmark_root, monkeypatch, capsys):
+        argv = ["text_classification.py", "--speed", "--data", "mr", "--batches", "2", "--repeats", "1"]
+        monkeypatch.setattr(sys, "argv", [*argv, "--root", str(benchmark_root)])
+        runpy.run_path(str(ROOT / "benchmarks" / "text_classification.py"), run_name="__main__")
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("|")[2].strip() for line in lines[2:]] == ["DotProduct", "IKANDirect", "IKAN", "MIKAN"]
+        assert lines[2].endswith(" 1.00 |")
+
+
 def test_peak_memory_is_that_of_the_call(load) -> None:
     benchmark = load("attention")
     case = benchmark.Case(n=1021, samples=2, d=3, heads=2)

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -515,6 +516,36 @@ def test_regression_from_one_end_to_the_other(capsys):
     table = files("ika_lightning.data") / "embedded" / "co2.csv"
     assert run(capsys, "predict", "--ckpt_path", best, "--input", str(table))[0] == 0
     assert Path("predictions.csv").read_text().count("\n") == 1 + len(table.read_text().strip().splitlines()[1:])
+
+
+class TestTextClassification:
+    @pytest.fixture
+    def rows(self) -> Path:
+        Path("rows.tsv").write_text("".join(f"{'ab'[i % 2]}\t{['good', 'bad'][i % 2]} one {i}\n" for i in range(40)))
+        return Path("rows.tsv")
+
+    def fit(self, *options: str) -> tuple[str, ...]:
+        args = ["--model", "TextClassification", "--data", "TextClassificationData", "--data.path", "rows.tsv"]
+        return ("fit", *args, *QUIET, "--trainer.max_epochs", "1", "--model.width", "16", *options)
+
+    def test_from_one_end_to_the_other(self, rows, capsys, monkeypatch):
+        options = ["--model.attention", "IKAN", "--model.attention.p=1.5", "--model.class_weights", "balanced"]
+        assert run(capsys, *self.fit(*options, "--data.label", "1", "--data.text", "2"))[0] == 0
+        best = "runs/textclassification/version_0/checkpoints/best.ckpt"
+        code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
+        assert code == 0 and "test/f1" in stdout and "| true \\ predicted | a | b |" in stdout
+        rows.unlink()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"bad one\ngood, good one\nbad\n")))
+        assert run(capsys, "predict", "--ckpt_path", best, "--input", "-", "--output", "out.tsv")[0] == 0
+        header, *lines = Path("out.tsv").read_text().splitlines()
+        assert header.split("\t") == ["row", "text", "predicted_label", "probability_a", "probability_b"]
+        assert [line.split("\t")[:2] for line in lines] == [["1", "bad one"], ["2", "good, good one"], ["3", "bad"]]
+
+    def test_a_mistake_in_a_file_is_one_line(self, rows, capsys):
+        with rows.open("a") as file:
+            file.write("a good one\n")
+        message = error_of(capsys, *self.fit())
+        assert message == "rows.tsv, line 41: 1 columns where 2 are needed; separate label and text by a tab"
 
 
 def _environment() -> dict[str, str]:

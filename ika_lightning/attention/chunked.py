@@ -24,13 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# A tile of 512 x 512 float32 is 1 MB, about the second-level cache of a core; larger ones spill, smaller ones make the
-# matrix products inefficient.
-TILE = 512
+# A tile of 256 x 256 float32 and its operands stay in the second-level cache of a core; larger ones spill, and waste
+# more on the diagonal of a causal call. Smaller ones make the matrix products inefficient.
+TILE = 256
 
-# Numbers in the matrices of one step: heads smaller than that go together. An accelerator has no such cache to stay in,
-# and wants work for all its cores at once.
-CPU_STEP, ACCELERATOR_STEP = 2**18, 2**25
+# Numbers in the matrices of one step: heads smaller than that go together, and each core takes some of them whole.
+CPU_STEP = 2**19
+
+# An accelerator has no such cache to stay in, and wants work for all its cores at once.
+ACCELERATOR_TILE, ACCELERATOR_STEP = 2048, 2**25
 
 
 def chunked_attention(
@@ -63,15 +65,15 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, log_magnitude: Tensor, floor: float, is_causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Return the averages and the sums of weights (b, n)."""
-    (batch, n, _), (_, m, width) = query.shape, value.shape
+    (batch, n, _), (_, m, width), size = query.shape, value.shape, tile_size(query)
     out, weight_sum = query.new_empty(batch, n, width), query.new_empty(batch, n)
-    for heads in head_groups(query, min(n, TILE) * min(m, TILE)):
+    for heads in head_groups(query, min(n, size) * min(m, size)):
         q, k, v, magnitude = query[heads], key[heads], value[heads], log_magnitude[heads]
         shift = seen_maximum(magnitude, max(n, m), is_causal)
-        weighted = [weigh(v[:, j], magnitude[:, j], shift[:, j.stop - 1]) for j in blocks(m, TILE)]
-        for i in blocks(n, TILE):
+        weighted = [weigh(v[:, j], magnitude[:, j], shift[:, j.stop - 1]) for j in blocks(m, size)]
+        for i in blocks(n, size):
             sums = q.new_zeros(q.size(0), width + 1, i.stop - i.start)
-            for j, tile in zip(blocks(m, TILE), weighted, strict=True):
+            for j, tile in zip(blocks(m, size), weighted, strict=True):
                 if is_causal and j.start >= i.start:
                     break
                 similarity = q[:, i] @ k[:, j].mT
@@ -94,19 +96,19 @@ def _backward(
     floor: float,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n, m = query.size(1), key.size(1)
+    n, m, size = query.size(1), key.size(1), tile_size(query)
     grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
     grad_value, grad_log_magnitude = torch.empty_like(value), torch.empty_like(log_magnitude)
-    for heads in head_groups(query, min(n, TILE) * min(m, TILE)):
+    for heads in head_groups(query, min(n, size) * min(m, size)):
         q, k, v, magnitude = query[heads], key[heads], value[heads], log_magnitude[heads]
         grad_q, grad_k = grad_query[heads], grad_key[heads]
         shift = seen_maximum(magnitude, max(n, m), is_causal)
-        grad_sums = [sums_gradient(out[heads, i], weight_sum[heads, i], grad_out[heads, i]) for i in blocks(n, TILE)]
-        for j in blocks(m, TILE):
+        grad_sums = [sums_gradient(out[heads, i], weight_sum[heads, i], grad_out[heads, i]) for i in blocks(n, size)]
+        for j in blocks(m, size):
             tile_shift = shift[:, j.stop - 1]
             tile = weigh(v[:, j], magnitude[:, j], tile_shift)
             grad_tile = torch.zeros_like(tile)
-            for i, grad in zip(blocks(n, TILE), grad_sums, strict=True):
+            for i, grad in zip(blocks(n, size), grad_sums, strict=True):
                 if is_causal and i.start <= j.start:
                     continue
                 grad = grad * (tile_shift[:, None, None] - shift[:, None, i]).exp()
@@ -117,7 +119,7 @@ def _backward(
                 grad_k[:, j].baddbmm_(grad_similarity.mT, q[:, i], alpha=2)
             grad_tile *= (magnitude[:, j] - tile_shift[:, None]).exp().unsqueeze(1)
             if is_causal:
-                i, grad = slice(j.start, min(j.start + TILE, n)), grad_sums[j.start // TILE]
+                i, grad = slice(j.start, min(j.start + size, n)), grad_sums[j.start // size]
                 of_query, of_key, of_tile = diagonal_gradients(
                     q[:, i], k[:, j], v[:, j], magnitude[:, j], shift[:, i], floor, grad
                 )
@@ -192,6 +194,11 @@ def blocks(length: int, size: int) -> list[slice]:
         [slice(0, 3, None), slice(3, 5, None)]
     """
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def tile_size(x: Tensor) -> int:
+    """Return how many queries, and keys, make a tile on the device of a tensor."""
+    return TILE if x.device.type == "cpu" else ACCELERATOR_TILE
 
 
 def head_groups(x: Tensor, numbers: int) -> list[slice]:

@@ -291,7 +291,7 @@ PRICES = {
     "dense entry": 200,
     "dense causal entry": 300,
     "dense entry beyond a million": 1500,
-    "chunked entry": 100,
+    "chunked entry": 60,
     "entry on the diagonal": 200,  # an exponential for each pair in tiles on the diagonal
     "product": 100,  # linear: a product of two features of a token
     "state": 850,  # linear: a number of a state, which is made, scaled and added to

@@ -49,9 +49,10 @@ from ika_lightning.attention.chunked import (
     weigh,
 )
 
-# Tokens in a block and products in a slab: 1 MB of float32, about the second-level cache of a core. A slab wide enough
-# keeps matrix products efficient, and a block of a few hundred keeps the diagonal of a causal call cheap.
-BLOCK, SLAB = 256, 1024
+# Tokens in a block and products in a slab: half a megabyte of float32, which leaves room for the operands in the
+# second-level cache of a core. A slab wide enough keeps matrix products efficient, and a block of a few hundred keeps
+# the diagonal of a causal call cheap.
+BLOCK, SLAB = 256, 512
 
 
 def linear_attention(

@@ -349,6 +349,11 @@ class MultiheadAttention(nn.Module):
         return out if self.batch_first else out.transpose(0, 1)
 
     def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        if query.is_nested or key.is_nested or value.is_nested:
+            raise ValueError(
+                "nested tensors are not supported; pad them with torch.nested.to_padded_tensor and give a "
+                "key_padding_mask"
+            )
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
             raise ValueError(f"query, key and value must all have 3 axes, or 2 without a batch, got {shapes}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import sys
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ika_lightning.data.download import RemoteFile, fetch, find
+from ika_lightning.data.files import decode
 
 __all__ = ["CORPORA", "Corpus", "CorpusFiles", "EmbeddedDates", "Pairs", "pair_up", "read_lines"]
 
@@ -117,31 +116,14 @@ def read_lines(path: str | Path) -> list[str]:
         >>> read_lines(DATES)[0].count("\t")
         2
     """
-    name = "standard input" if str(path) == "-" else str(path)
     if str(path) == "-":
-        content = sys.stdin.buffer.read()
-    elif not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    elif Path(path).is_file():
+        text = decode(Path(path).read_bytes(), path, zipped=str(path).endswith(".gz"))
     else:
-        content = Path(path).read_bytes()
-    if name.endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{name} ends in .gz, but is not a whole gzip file ({error}); copy it again") from None
-    raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    if raw[-1] == b"":  # the last line ends, too
-        raw.pop()
-    lines = []
-    for number, line in enumerate(raw, 1):
-        try:
-            lines.append(line.decode().strip())
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{name}, line {number} is not UTF-8: byte {line[error.start]:#04x} at column {error.start + 1}; "
-                "convert the file, for instance with iconv -f latin1 -t utf-8"
-            ) from None
-    return lines
+        raise FileNotFoundError(f"there is no file {path}")
+    lines = [line.strip() for line in text.split("\n")]
+    return lines if text and not text.endswith("\n") else lines[:-1]
 
 
 def pair_up(source: str | Path, target: str | Path) -> Pairs:

@@ -1,11 +1,47 @@
-"""Writing files so that nobody ever meets half of one."""
+"""Text out of files, and files that nobody ever meets half of."""
 
+import gzip
 import os
 import sys
 import uuid
+import zlib
 from pathlib import Path
 
-__all__ = ["check_output", "write_atomically"]
+__all__ = ["check_output", "decode", "write_atomically"]
+
+
+def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
+    r"""Read bytes as UTF-8. A byte order mark, as spreadsheets write it, is no part of the text.
+
+    Args:
+        content: All of the bytes.
+        source: What errors call the file.
+        zipped: Whether the bytes are gzipped.
+
+    Returns:
+        The text, with line ends as they are.
+
+    Raises:
+        ValueError: If the bytes are not UTF-8 (the message names the line), or no complete gzip file.
+
+    Example:
+        >>> decode("naïve\n".encode("latin-1"), "notes.txt")
+        Traceback (most recent call last):
+        ...
+        ValueError: notes.txt, line 1: byte 0xef is not UTF-8; save the file with UTF-8 encoding
+    """
+    if zipped:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{source} is no complete gzip file ({error}); fetch or compress it again") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file with UTF-8 encoding"
+        ) from None
 
 
 def check_output(path: str | Path) -> Path:

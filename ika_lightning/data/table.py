@@ -2,11 +2,9 @@
 
 import csv
 import difflib
-import gzip
 import io
 import math
 import warnings
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources.abc import Traversable
@@ -17,6 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+
+from ika_lightning.data.files import decode
 
 __all__ = ["MISSING", "Missing", "RowBatch", "TableEncoder", "Unseen", "read_table"]
 
@@ -75,7 +75,7 @@ def read_table(path: str | Traversable) -> pd.DataFrame:
     if name.endswith(".parquet"):
         header, rows = _parquet_cells(file.read_bytes(), path)
     elif name.endswith((".csv", ".tsv")):
-        text = _text(file.read_bytes(), path, zipped=file.name.lower().endswith(".gz"))
+        text = decode(file.read_bytes(), path, zipped=file.name.lower().endswith(".gz"))
         header, rows = _delimited_cells(text, path, delimiter="\t" if name.endswith(".tsv") else ",")
     else:
         raise ValueError(
@@ -89,21 +89,6 @@ def read_table(path: str | Traversable) -> pd.DataFrame:
     if not rows:
         raise ValueError(f"{path} has a header but no rows")
     return pd.DataFrame(rows, columns=header, dtype="str")
-
-
-def _text(content: bytes, path: object, *, zipped: bool) -> str:
-    if zipped:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is no complete gzip file ({error}); fetch or compress it again") from None
-    try:
-        return content.decode("utf-8-sig")  # a byte order mark, as spreadsheets write it, is no part of the first name
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file with UTF-8 encoding"
-        ) from None
 
 
 def _delimited_cells(text: str, path: object, *, delimiter: str) -> tuple[list[str], list[list[str]]]:

@@ -3,6 +3,7 @@
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
 from ika_lightning.models.rows import RowTransformer
+from ika_lightning.models.text import TextClassifier
 
 __all__ = [
     "AttentionFactory",
@@ -12,4 +13,5 @@ __all__ = [
     "EncoderDecoder",
     "EncoderLayer",
     "RowTransformer",
+    "TextClassifier",
 ]

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ika_lightning.attention.cache import Cache, Memory
 from ika_lightning.models.encoder import AttentionFactory, Encoder, feed_forward
+from ika_lightning.models.positions import sinusoids
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class DecoderLayer(nn.Module):
         dropout: Probability with which an output of attention or network is dropped in training.
 
     Example:
+        >>> import torch
         >>> from ika_lightning.attention import IKAN, DotProduct
         >>> layer = DecoderLayer(8, 2, IKAN, DotProduct, ffn_width=16)
         >>> layer(torch.randn(3, 5, 8), torch.randn(3, 7, 8)).shape
@@ -154,6 +155,7 @@ class EncoderDecoder(nn.Module):
         ValueError: If depth is negative, or num_heads does not divide the width.
 
     Example:
+        >>> import torch
         >>> from ika_lightning.attention import IKAN
         >>> net = EncoderDecoder(11, 13, width=8, depth=1, num_heads=2, attention=IKAN)
         >>> source, target = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[2, 4], [2, 9]])
@@ -231,6 +233,7 @@ class EncoderDecoder(nn.Module):
             tokens (s, t), s a multiple of the number of sources; the scores (s, t, target_vocabulary).
 
         Example:
+            >>> import torch
             >>> from ika_lightning.attention import IKAN
             >>> net = EncoderDecoder(11, width=8, depth=1, num_heads=2, attention=IKAN).eval()
             >>> source, target = torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([[2, 4], [2, 9]])
@@ -257,29 +260,3 @@ def embedding(vocabulary: int, width: int) -> nn.Embedding:
     table = nn.Embedding(vocabulary, width)
     nn.init.normal_(table.weight, std=width**-0.5)
     return table
-
-
-def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
-    r"""Encode positions by waves of different length (Vaswani et al. 2017).
-
-    .. math:: [\sin(t f_0), \dots, \sin(t f_{w/2 - 1}), \cos(t f_0), \dots, \cos(t f_{w/2 - 1})], \qquad
-        f_i = 10000^{-2i/w}
-
-    Args:
-        first: The first position.
-        count: How many positions.
-        like: A tensor (..., w) of the device and dtype of the result.
-
-    Shapes:
-        the result (count, w).
-
-    Example:
-        >>> sinusoids(0, 2, torch.empty(1, 2))
-        tensor([[0.0000, 1.0000],
-                [0.8415, 0.5403]])
-    """
-    width = like.size(-1)
-    position = torch.arange(first, first + count, device=like.device, dtype=torch.float32)
-    frequency = 10_000.0 ** -(torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
-    phase = torch.outer(position, frequency)
-    return torch.cat([phase.sin(), phase.cos()], -1)[:, :width].to(like.dtype)

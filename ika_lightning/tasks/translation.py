@@ -112,11 +112,7 @@ class Translation(Task):
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
         if self.net is not None:
             return
-        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and not isinstance(data, TranslationData):
-            raise ValueError(
-                f"Translation needs TranslationData, got {type(data).__name__}; give --data TranslationData"
-            )
+        data = self.find_data(TranslationData)
         if data is not None and data.vocabularies is not None:
             source, target = data.vocabularies
             self.hparams.update(source_vocabulary=source, target_vocabulary=target)

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -750,6 +751,15 @@ def test_constructor_names_the_argument_and_what_came(args, kwargs, message, kin
     else:
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(kwargs))}'"):
             kind(*args, **kwargs)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch calls them a prototype
+        nested = torch.nested.nested_tensor([torch.randn(3, WIDTH), torch.randn(2, WIDTH)], layout=layout)
+    with pytest.raises(ValueError, match="nested tensors are not supported; pad them with"):
+        IKAN(WIDTH, HEADS)(nested, nested, nested)
 
 
 @pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])

@@ -244,13 +244,15 @@ class TestBadInput:
 
     def test_not_utf8(self, own):
         Path(own["val_target"]).write_bytes("Es regnet .\nEin Mann schläft .\n".encode("latin-1"))
-        with pytest.raises(ValueError, match=r"val\.de, line 2 is not UTF-8: byte 0xe4 at column 14; convert the file"):
+        with pytest.raises(
+            ValueError, match=r"val\.de, line 2: byte 0xe4 is not UTF-8; save the file with UTF-8 encoding"
+        ):
             ready(**own)
 
     @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"Es regnet .\n" * 99)[:-20]])
     def test_not_gzip(self, own, content):
         Path(own["target"]).write_bytes(content)
-        with pytest.raises(ValueError, match=r"train\.de\.gz ends in \.gz, but is not a whole gzip file"):
+        with pytest.raises(ValueError, match=r"train\.de\.gz is no complete gzip file"):
             ready(**own)
 
     def test_no_file(self, own):

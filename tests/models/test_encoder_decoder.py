@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect
 from ika_lightning.models import EncoderDecoder
-from ika_lightning.models.encoder_decoder import sinusoids
+from ika_lightning.models.positions import sinusoids
 
 WIDTH, HEADS, SOURCE, TARGET = 15, 5, 13, 17
 LAYERS = {
