@@ -130,3 +130,14 @@ def test_methods_of_the_attention_benchmark_agree(load) -> None:
         expected = benchmark.call("authors", case, *drawn, frequencies)
         torch.testing.assert_close(benchmark.call("dense", case, *drawn, frequencies), expected, rtol=1e-4, atol=1e-4)
         assert benchmark.call("sdpa", case, *drawn, frequencies).shape == expected.shape
+
+
+def test_speed_of_translation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--width 8 --depth 1 --heads 2 --samples 3 --vocabulary 31 --batch 2 --beam 2 --length 6 --source_length 5"
+    words = ["translation.py", "--repeats", "1", "--batch_tokens", "20", *sizes.split()]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / "benchmarks" / "translation.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("MIKAN" in line for line in lines) == 3
+    (dot,) = [line for line in lines if line.startswith("| DotProduct |")]
+    assert dot.split(" | ")[2] == "1.00"
