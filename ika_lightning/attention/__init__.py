@@ -7,7 +7,7 @@ Read :mod:`~ika_lightning.attention.functional` for the operation, :mod:`~ika_li
 :mod:`~ika_lightning.attention.huggingface` their cores into one of Hugging Face's.
 """
 
-from ika_lightning.attention.cache import KeyCache, StateCache
+from ika_lightning.attention.cache import KeyCache, Memory, StateCache
 from ika_lightning.attention.functional import kernel_attention
 from ika_lightning.attention.kernels import (
     Kernel,
@@ -40,6 +40,7 @@ __all__ = [
     "KeyCache",
     "LinearKernel",
     "MaternKernel",
+    "Memory",
     "MultiheadAttention",
     "PeriodicKernel",
     "RBFKernel",

@@ -1,4 +1,4 @@
-"""What causal attention remembers while a sequence is read or written a few positions at a time."""
+"""What attention remembers while a sequence is read or written a few positions at a time."""
 
 from __future__ import annotations
 
@@ -95,6 +95,42 @@ class StateCache:
 
 #: What :meth:`ika_lightning.attention.MultiheadAttention.decode` returns and takes.
 Cache = KeyCache | StateCache
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that queries need to know of keys which are complete, such as those of a sentence to be translated.
+
+    Args:
+        rows: What attention needs of each key, in the words of the core that made the memory.
+        key_mask: Keys that may be attended to; None means all.
+        key_bias: What is added to the log-weights of a key; None means nothing.
+        frequencies: Those of a spectral core.
+
+    Shapes:
+        each of the rows (b, h, m, ...); key_mask and key_bias (b, 1, m); each of the frequencies (h, M, d), or
+        (b, h, M, d) if they depend on the keys.
+
+    Example:
+        >>> memory = Memory((torch.zeros(2, 3, 5, 7),), key_mask=torch.ones(2, 1, 5).bool())
+        >>> memory.select(torch.tensor([1])).rows[0].shape
+        torch.Size([1, 3, 5, 7])
+    """
+
+    rows: tuple[Tensor, ...]
+    key_mask: Tensor | None = None
+    key_bias: Tensor | None = None
+    frequencies: tuple[Tensor, ...] = ()
+
+    def select(self, index: Tensor) -> Memory:
+        """Return the memory of the sequences ``index``."""
+        index = index.to(self.rows[0].device)
+        return Memory(
+            tuple(row.index_select(0, index) for row in self.rows),
+            None if self.key_mask is None else self.key_mask.index_select(0, index),
+            None if self.key_bias is None else self.key_bias.index_select(0, index),
+            tuple(w.index_select(0, index) if w.dim() == 4 else w for w in self.frequencies),
+        )
 
 
 def _check_sequences(held: Tensor, new: Tensor) -> None:

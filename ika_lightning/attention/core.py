@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import Cache, KeyCache, StateCache
+from ika_lightning.attention.cache import Cache, KeyCache, Memory, StateCache
 from ika_lightning.attention.functional import (
     FLOOR,
     Backend,
@@ -35,7 +35,7 @@ from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
 
 
 class Core(nn.Module):
-    """Base of the cores; one implements :meth:`forward`, and gets :meth:`decode` from it.
+    """Base of the cores; one implements :meth:`forward`, and gets the other ways to attend from it.
 
     Shapes, here and in every core:
         query (b, h, n, d); key (b, h, m, d); value (b, h, m, e); the result (b, h, n, e) and, if asked for, weights
@@ -80,6 +80,18 @@ class Core(nn.Module):
         attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
         out, _ = self(query, key, value, attn_mask=attn_mask, is_causal=is_causal, dropout_p=dropout_p)
         return out, cache
+
+    def remember(
+        self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None, key_bias: Tensor | None = None
+    ) -> Memory:
+        """Do all of :meth:`forward` that needs no queries, for :meth:`recall` to be called many times."""
+        return Memory((key, value), key_mask, key_bias)
+
+    def recall(self, query: Tensor, memory: Memory, *, dropout_p: float = 0.0) -> Tensor:
+        """Attend to what is remembered; together, the two are :meth:`forward`."""
+        key, value = memory.rows
+        out, _ = self(query, key, value, key_mask=memory.key_mask, key_bias=memory.key_bias, dropout_p=dropout_p)
+        return out
 
 
 class DotProductCore(Core):
@@ -305,9 +317,35 @@ class SpectralCore(Core):
             attn_mask=attn_mask,
             is_causal=is_causal,
             dropout_p=dropout_p,
-            backend=self.backend,
+            # several positions behind others have a mask each, which not every backend serves
+            backend=self.backend if attn_mask is None else "auto",
         )
         return out, cache
+
+    def remember(
+        self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None, key_bias: Tensor | None = None
+    ) -> Memory:
+        """Make frequencies, features and magnitudes of the keys, and leave the regulariser in ``kl``."""
+        with torch.autocast(key.device.type, enabled=False):
+            key = at_least_float32(key)
+            frequencies, self._kl = self.spectrum(mean_key(key, key_mask) if self.spectrum.conditional else None)
+            key_log_magnitude = log_magnitude(key, self.p)
+            if key_bias is not None:
+                key_log_magnitude = key_log_magnitude + key_bias
+            return Memory((_features(key, frequencies), value, key_log_magnitude), key_mask, None, frequencies)
+
+    def recall(self, query: Tensor, memory: Memory, *, dropout_p: float = 0.0) -> Tensor:
+        """Attend to what is remembered."""
+        with torch.autocast(query.device.type, enabled=False):
+            query_features = _features(at_least_float32(query), memory.frequencies)
+        return kernel_attention(
+            query_features,
+            *memory.rows,
+            attn_mask=merge_masks(memory.key_mask, None, None),
+            dropout_p=dropout_p,
+            # calls are many and short, and linear would make its sums over all keys in each
+            backend="auto" if self.backend == "linear" else self.backend,
+        )
 
     def _decode_with_state(
         self,

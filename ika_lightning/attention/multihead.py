@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import Cache
+from ika_lightning.attention.cache import Cache, Memory
 from ika_lightning.attention.core import Core, DotProductCore, ExplicitKernelCore, RBFCore, SpectralCore
 from ika_lightning.attention.functional import Backend
 from ika_lightning.attention.kernels import Kernel, MaternKernel
@@ -263,6 +263,71 @@ class MultiheadAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self._join_heads(out, batched), cache
+
+    def remember(self, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None) -> Memory:
+        """Do all of :meth:`forward` that needs no queries: project the keys, and make features and sums of them.
+
+        A decoder calls it once for a sentence, and :meth:`recall` for each word that it writes.
+
+        Args:
+            key: Sequence that is attended to.
+            value: What is averaged.
+            key_padding_mask: Keys to ignore, for all queries.
+
+        Shapes:
+            key (b, m, kdim) and value (b, m, vdim), or as ``batch_first`` says; key_padding_mask (b, m).
+
+        Returns:
+            The memory. ``memory.select(index)`` is that of some of the sequences.
+
+        Raises:
+            ValueError: If shapes do not fit.
+            TypeError: If the mask is neither boolean nor floating.
+
+        Example:
+            >>> layer, x, source = DotProduct(embed_dim=8, num_heads=2), torch.randn(3, 5, 8), torch.randn(3, 7, 8)
+            >>> memory = layer.remember(source, source)
+            >>> layer.recall(x, memory).allclose(layer(x, source, source)[0], atol=1e-6)
+            True
+        """
+        if key.dim() != 3:
+            raise ValueError(f"key and value must have 3 axes, got key {tuple(key.shape)}, value {tuple(value.shape)}")
+        self._check_inputs(key.new_empty(*key.shape[:-1], self.embed_dim), key, value)
+        key, value = self._batch_first(key), self._batch_first(value)
+        key_mask, key_bias = self._read_key_padding_mask(key_padding_mask, key.size(0), key.size(1))
+        return self.core.remember(
+            self._split_heads(self.k_proj(key)),
+            self._split_heads(self.v_proj(value)),
+            key_mask=key_mask,
+            key_bias=key_bias,
+        )
+
+    def recall(self, query: Tensor, memory: Memory) -> Tensor:
+        """Attend to what is remembered: ``recall(query, remember(key, value))`` is what ``self(query, key, value)`` is.
+
+        Args:
+            query: Sequence that attends.
+            memory: What :meth:`remember` returned.
+
+        Shapes:
+            query (b, n, embed_dim), or as ``batch_first`` says; the result the same.
+
+        Raises:
+            ValueError: If the query does not fit the memory.
+        """
+        if query.dim() != 3:
+            raise ValueError(f"query must have 3 axes, got {tuple(query.shape)}")
+        query = self._batch_first(query)
+        remembered = memory.rows[0].size(0)
+        if query.size(-1) != self.embed_dim or query.size(0) != remembered:
+            raise ValueError(
+                f"query must have shape (sequences, n, width) = ({remembered}, n, {self.embed_dim}), "
+                f"got {tuple(query.shape)}"
+            )
+        dropout_p = self.dropout if self.training else 0.0
+        return self._join_heads(
+            self.core.recall(self._split_heads(self.q_proj(query)), memory, dropout_p=dropout_p), True
+        )
 
     def extra_repr(self) -> str:
         """Name the sizes."""

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
@@ -140,7 +141,9 @@ class Command(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument("--input", type=str, help="A file to predict for; short for --data.predict_path.")
-            parser.add_argument("--output", type=str, default="predictions.csv", help="Where predictions go.")
+            parser.add_argument(
+                "--output", type=str, default="predictions.csv", help="Where predictions go; - is standard output."
+            )
         return parser
 
     @override
@@ -192,6 +195,8 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.fits:
             self._choose_run_folder(self.config.fit)
+        elif self.subcommand == "predict" and self.config.predict.output == "-":
+            self.config.predict.trainer.enable_progress_bar = False  # it would go to standard output as well
 
     @staticmethod
     def _choose_run_folder(config: Any) -> None:
@@ -273,8 +278,10 @@ class Command(LightningCLI):
         self.trainer.callbacks.append(self.writer)  # type: ignore[attr-defined]
 
     def after_predict(self) -> None:
-        """Say where the predictions are."""
-        print(f"{self.writer.count} predictions written to {self.writer.path}")
+        """Say where the predictions are, but not among them."""
+        to_stdout = str(self.writer.path) == "-"
+        where = "standard output" if to_stdout else self.writer.path
+        print(f"{self.writer.count} predictions written to {where}", file=sys.stderr if to_stdout else sys.stdout)
 
 
 def _shown(path: str) -> str:

@@ -2,11 +2,12 @@
 
 import gzip
 import os
+import sys
 import uuid
 import zlib
 from pathlib import Path
 
-__all__ = ["check_output", "decode", "write_atomically"]
+__all__ = ["check_output", "decode", "read_lines", "write_atomically"]
 
 
 def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
@@ -43,11 +44,39 @@ def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
         ) from None
 
 
+def read_lines(path: str | Path) -> list[str]:
+    r"""Read a text file of one text a line, UTF-8, compressed if its name ends in ``.gz``.
+
+    Lines end in ``\n`` or ``\r\n`` and nowhere else: other characters that :meth:`str.splitlines` splits at are part of
+    texts. A blank line is an empty text; the last line needs no end.
+
+    Args:
+        path: The file, or ``-`` for standard input.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not UTF-8, or the file is not what gzip writes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_lines(write_atomically(Path(folder, "texts.txt"), b"one\r\n\r\nthree"))
+        ['one', '', 'three']
+    """
+    if str(path) == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    elif Path(path).is_file():
+        text = decode(Path(path).read_bytes(), path, zipped=str(path).lower().endswith(".gz"))
+    else:
+        raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
 def check_output(path: str | Path) -> Path:
     """Check that a file can be written, before the work whose result it will hold.
 
     Args:
-        path: Where the file is to go. An existing file is fine: it will be replaced.
+        path: Where the file is to go. An existing file is fine: it will be replaced. So is ``-``, standard output.
 
     Returns:
         The path.
@@ -64,6 +93,8 @@ def check_output(path: str | Path) -> Path:
         FileNotFoundError: cannot write nowhere/predictions.csv: there is no folder nowhere; create it first
     """
     path = Path(path)
+    if str(path) == "-":
+        return path
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder; give the name of a file in it")
     if not path.parent.is_dir():
@@ -77,7 +108,7 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     """Write a whole file or nothing: to a temporary name in the same folder first, then moved into place.
 
     Args:
-        path: Where the file goes; a file already there is replaced.
+        path: Where the file goes; a file already there is replaced. ``-`` is standard output.
         content: All of its bytes.
 
     Returns:
@@ -93,6 +124,10 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         'whole'
     """
     path = check_output(path)
+    if str(path) == "-":
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return path
     # The name is unique, so that processes which write the same file at once cannot mix their bytes.
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:

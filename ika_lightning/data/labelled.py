@@ -13,7 +13,7 @@ import numpy as np
 from ika_lightning.data.files import decode
 from ika_lightning.data.table import closest, quoted
 
-__all__ = ["Column", "Labelled", "draw", "read_labelled", "read_lines", "spread"]
+__all__ = ["Column", "Labelled", "draw", "read_labelled", "spread"]
 
 Column = str | int
 """A column by its name in the header, or by its position, from 1, in a file without one."""
@@ -81,31 +81,6 @@ def read_labelled(path: str, label: Column | None = None, text: Column | None = 
             raise ValueError(f"{path}, line {number}: the label is empty; fill it in, or take the row out")
     lines, labels, texts = zip(*rows, strict=True)
     return Labelled(list(labels), list(texts), list(lines), path)
-
-
-def read_lines(content: bytes, source: str, *, zipped: bool = False) -> list[str]:
-    r"""Take one text from each line. A blank line is an empty text; the last line needs no end.
-
-    Args:
-        content: A text file, UTF-8.
-        source: What errors call it.
-        zipped: Whether it is gzipped.
-
-    Returns:
-        The texts.
-
-    Raises:
-        ValueError: If it is not UTF-8, or has no line.
-
-    Example:
-        >>> read_lines(b"one\r\n\r\nthree", "texts.txt")
-        ['one', '', 'three']
-    """
-    text = decode(content, source, zipped=zipped)
-    if not text:
-        raise ValueError(f"{source} is empty; it should have a text in each line")
-    # not str.splitlines, which also splits at characters that are part of a text
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _read(file: Path) -> str:

@@ -104,6 +104,10 @@ class Tokenizer:
         """Return the text of tokens, without special ones."""
         return self._tokenizer.decode(tokens).removeprefix(" ")
 
+    def starts_word(self, token: int) -> bool:
+        """Whether a token is the beginning of a word, and not a part from its inside."""
+        return self._tokenizer.decode([token]).startswith(" ")
+
     def names(self, tokens: Sequence[int]) -> list[str]:
         """Return each token as a person would read it, for the axes of a picture."""
         return [_SPECIAL[token] if token < len(_SPECIAL) else self._tokenizer.decode([token]) for token in tokens]

@@ -1,7 +1,17 @@
 """Backbones made of attention: what the tasks share."""
 
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
+from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
 from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
 
-__all__ = ["AttentionFactory", "Encoder", "EncoderLayer", "RowTransformer", "TextClassifier"]
+__all__ = [
+    "AttentionFactory",
+    "DecoderLayer",
+    "DecoderState",
+    "Encoder",
+    "EncoderDecoder",
+    "EncoderLayer",
+    "RowTransformer",
+    "TextClassifier",
+]

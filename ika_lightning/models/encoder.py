@@ -40,9 +40,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = attention(width, num_heads)
         self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, ffn_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(ffn_width, width)
-        )
+        self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, context_length: int | None = None) -> Tensor:
@@ -107,3 +105,8 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer(x, key_padding_mask, context_length)
         return self.norm(x)
+
+
+def feed_forward(width: int, ffn_width: int, dropout: float) -> nn.Sequential:
+    """Build the network that transformer layers apply to each position on its own."""
+    return nn.Sequential(nn.Linear(width, ffn_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(ffn_width, width))

@@ -2,6 +2,8 @@
 
 from ika_lightning.tasks.base import Task
 from ika_lightning.tasks.regression import Regression
+from ika_lightning.tasks.schedule import InverseSquareRoot
 from ika_lightning.tasks.text_classification import TextClassification
+from ika_lightning.tasks.translation import Translation
 
-__all__ = ["Regression", "Task", "TextClassification"]
+__all__ = ["InverseSquareRoot", "Regression", "Task", "TextClassification", "Translation"]

@@ -6,7 +6,7 @@ import functools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -26,14 +26,18 @@ class Task(LightningModule, ABC):
 
     Args:
         optimizer: Called with the parameters.
-        scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
+        scheduler: Called with the optimizer and stepped each ``scheduler_interval``; None keeps the learning rate.
         kl_weight: Weight of the attention's regulariser in the training loss.
+
+    Attributes:
+        scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
 
     Raises:
         ValueError: If kl_weight is negative.
     """
 
     net: nn.Module | None
+    scheduler_interval: Literal["epoch", "step"] = "epoch"
 
     def __init__(
         self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None, kl_weight: float = 0.0
@@ -76,7 +80,7 @@ class Task(LightningModule, ABC):
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval}}
 
     def save_hyperparameters_with_attention(self, *names: str) -> None:
         """Save the subclass's arguments as primitives, so that checkpoints load with ``weights_only=True``.

@@ -31,6 +31,7 @@ LAYERS: dict[str, Callable[..., MultiheadAttention]] = {
     "IKANDirect": partial(IKANDirect, num_samples=7),
     "IKANDirect stationary": partial(IKANDirect, p=1.0, stationary=True, num_samples=7),
     "IKAN": partial(IKAN, p=1.8, num_samples=7),
+    "IKAN chunked": partial(IKAN, num_samples=7, backend="chunked"),
     "IKAN reference": partial(IKAN, num_samples=7, backend="reference"),
     "MIKAN": partial(MIKAN, p=3.0, num_samples=7),
     "IKAN linear": partial(IKAN, p=1.8, num_samples=7, backend="linear"),
@@ -204,3 +205,91 @@ def test_own_core_decodes_by_its_forward():
     x = randn(1, BATCH, LENGTH, WIDTH)
     assert_close(decode(layer, x, [1, 4, 6])[0], layer(x, x, x, need_weights=False, is_causal=True)[0])
     assert isinstance(layer, nn.Module)
+
+
+def remembered(layer: MultiheadAttention, masked: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries, keys, and a mask of them: none, boolean or floating."""
+    query, key = randn(1, BATCH, LENGTH, WIDTH), randn(2, BATCH, 7, WIDTH)
+    mask = torch.zeros(BATCH, 7).bool()
+    mask[0, 4:] = mask[1] = True
+    if masked is None:
+        return query, key, None
+    return query, key, mask if masked else randn(3, BATCH, 7).masked_fill(mask, -torch.inf)
+
+
+class TestMemory:
+    @every_layer
+    @pytest.mark.parametrize("masked", [None, True, False], ids=["all", "boolean", "floating"])
+    def test_recall_of_parts_is_forward(self, name, masked):
+        layer = build(name)
+        query, key, mask = remembered(layer, masked)
+        expected, _ = layer(query, key, key, key_padding_mask=mask, need_weights=False)
+        memory = layer.remember(key, key, mask)
+        parts = [layer.recall(part, memory) for part in query.split([1, 6, 4], 1)]
+        assert_close(torch.cat(parts, 1), expected, rtol=1e-10, atol=1e-10)
+
+    @every_layer
+    def test_selection(self, name):
+        layer = build(name)
+        query, key, mask = remembered(layer, True)
+        index = torch.tensor([2, 0, 0, 2])
+        out = layer.recall(query[index], layer.remember(key, key, mask).select(index))
+        assert_close(out, layer(query, key, key, key_padding_mask=mask, need_weights=False)[0][index])
+
+    @every_layer
+    def test_layouts(self, name):
+        layer, query, key = build(name, batch_first=False), randn(1, LENGTH, BATCH, WIDTH), randn(2, 7, BATCH, WIDTH)
+        assert_close(layer.recall(query, layer.remember(key, key)), layer(query, key, key, need_weights=False)[0])
+
+    @pytest.mark.parametrize("name", ["IKAN", "MIKAN"])
+    def test_frequencies_are_drawn_once_and_follow_the_keys(self, name):
+        layer = build(name).train()
+        query, key, mask = remembered(layer, True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            expected, _ = layer(query, key, key, key_padding_mask=mask)
+            kl = layer.kl
+            torch.manual_seed(1)
+            memory = layer.remember(key, key, mask)
+        assert memory.frequencies[0].size(0) == BATCH
+        assert_close(layer.recall(query, memory), expected)
+        assert layer.kl.equal(kl)
+
+    @pytest.mark.parametrize("name", ["IKAN", "IKAN linear", "IKANDirect"])
+    def test_features_are_made_once_for_a_key(self, name, monkeypatch):
+        layer, seen = build(name), []
+        query, key, _ = remembered(layer, None)
+        import ika_lightning.attention.core as core
+
+        features = core._features
+        monkeypatch.setattr(core, "_features", lambda x, w: seen.append(x.size(-2)) or features(x, w))
+        memory = layer.remember(key, key)
+        for part in query.split(4, 1):
+            layer.recall(part, memory)
+        assert seen == [7, 4, 4, 3]
+
+    @pytest.mark.parametrize("name", ["DotProduct", "RBF", "IKAN"])
+    def test_half_precision(self, name):
+        layer = build(name).to(torch.bfloat16)
+        query, key, mask = (x if x.dtype == torch.bool else x.bfloat16() for x in remembered(layer, True))
+        out, expected = layer.recall(query, layer.remember(key, key, mask)), layer(query, key, key, mask)[0]
+        assert out.dtype == torch.bfloat16
+        assert (out - expected).norm() < 0.03 * expected.norm()
+
+    def test_what_does_not_fit_is_refused(self):
+        layer = build("IKAN")
+        query, key, _ = remembered(layer, None)
+        with pytest.raises(
+            ValueError, match=r"query must have shape \(sequences, n, width\) = \(3, n, 15\), got \(2, "
+        ):
+            layer.recall(query[:2], layer.remember(key, key))
+        with pytest.raises(ValueError, match=r"query must have 3 axes, got \(11, 15\)"):
+            layer.recall(query[0], layer.remember(key, key))
+        with pytest.raises(ValueError, match="key and value must have the same length"):
+            layer.remember(key, key[:, 1:])
+        with pytest.raises(ValueError, match="key and value must have 3 axes"):
+            layer.remember(key[0], key[0])
+        with pytest.raises(
+            ValueError, match=r"key_padding_mask must have shape \(batch, keys\) = \(3, 7\), got \(3, 6\)"
+        ):
+            layer.remember(key, key, torch.zeros(3, 6).bool())
