@@ -39,7 +39,7 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
         sizes = ["--data.batch_size", "2", "--data.batch_tokens", "256"]
     if name == "iwslt14":  # whose sizes are for a GPU
         root[1] = str(sample_of_iwslt14(Path(root[1]), tmp_path))
-        sizes += ["--trainer.limit_train_batches", "1"]
+        sizes += ["--trainer.limit_train_batches", "1", "--model.width", "32"]
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", str(config), *SHORT, *sizes, *root, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
