@@ -289,7 +289,7 @@ PRICES = {
     # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
     # once its matrices outgrow the cache, in memory that is freshly mapped.
     "dense entry": 200,
-    "dense causal entry": 300,
+    "dense causal entry": 200,
     "dense entry beyond a million": 1500,
     "chunked entry": 60,
     "entry on the diagonal": 200,  # an exponential for each pair in tiles on the diagonal
