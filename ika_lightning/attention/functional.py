@@ -288,7 +288,7 @@ def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
 PRICES = {
     # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
     # once its matrices outgrow the cache, in memory that is freshly mapped.
-    "dense entry": 200,
+    "dense entry": 300,
     "dense causal entry": 200,
     "dense entry beyond a million": 1500,
     "chunked entry": 60,
@@ -297,7 +297,7 @@ PRICES = {
     "state": 850,  # linear: a number of a state, which is made, scaled and added to
     # The loops in Python.
     "dense call": 1.4e7,
-    "chunked call": 6e7,
+    "chunked call": 8e7,
     "linear call": 7e7,
 }
 
