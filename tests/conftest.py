@@ -14,3 +14,17 @@ def benchmark_root() -> Path:
         if folder and Path(folder, "regression").is_dir():
             return Path(folder)
     pytest.skip("the benchmark data sets are not on this computer; set IKA_DATA to their folder")
+
+
+@pytest.fixture(scope="session")
+def iwslt14_root(benchmark_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for IWSLT'14, with the part of its training text that there is."""
+    part = benchmark_root / "translation" / "iwslt14_de_en_partial"
+    if not part.is_dir():
+        pytest.skip("IWSLT'14 is not on this computer")
+    root = tmp_path_factory.mktemp("corpora")
+    folder = root / "translation" / "iwslt14"
+    folder.mkdir(parents=True)
+    for file in part.iterdir():
+        (folder / file.name.replace("train_sample", "train")).symlink_to(file)
+    return root

@@ -15,6 +15,8 @@ class KeyCache:
     """All that later positions need to know of earlier ones: a row for each key, and the kernel if it is drawn.
 
     A cache is a value: extending or reordering it makes another one, so a beam may go on from any earlier cache.
+    Without gradients, caches that grow from one another share memory, with room for keys to come, so that a new key
+    costs no copy of those before it.
 
     Args:
         rows: What attention needs of each key, in the words of the core that filled the cache.
@@ -31,6 +33,7 @@ class KeyCache:
 
     rows: tuple[Tensor, ...]
     frequencies: tuple[Tensor, ...] = ()
+    _room: _Room | None = None
 
     @property
     def length(self) -> int:
@@ -44,12 +47,79 @@ class KeyCache:
             ValueError: If the rows are of another number of sequences.
         """
         _check_sequences(self.rows[0], rows[0])
-        joined = (torch.cat([old, new], dim=2) for old, new in zip(self.rows, rows, strict=True))
-        return replace(self, rows=tuple(joined))
+        if torch.is_grad_enabled():
+            joined = (torch.cat([old, new], dim=2) for old, new in zip(self.rows, rows, strict=True))
+            return KeyCache(tuple(joined), self.frequencies)
+        start, stop = self.length, self.length + rows[0].size(2)
+        room = self._room
+        if room is None or room.taken != start or room.capacity < stop:
+            room = _Room.around(self.rows, 2 * stop)
+        for buffer, new in zip(room.buffers, rows, strict=True):
+            buffer[:, :, start:stop] = new
+        room.taken = stop
+        return KeyCache(room.front(stop), self.frequencies, room)
 
     def reorder(self, index: Tensor) -> KeyCache:
         """Return the cache of the sequences ``index``, as beam search needs it; repeats and omissions are fine."""
-        return replace(self, rows=tuple(row.index_select(0, index.to(row.device)) for row in self.rows))
+        rows = tuple(row.index_select(0, index.to(row.device)) for row in self.rows)
+        return KeyCache(rows, self.frequencies)
+
+    def reorder_(self, index: Tensor) -> KeyCache:
+        """Do as :meth:`reorder`, but in place where that is cheaper: only sequences that move are copied.
+
+        This cache, and those that it has grown from, must not be used any more.
+        """
+        if torch.is_grad_enabled() or self._room is None or len(index) > len(self.rows[0]):
+            return self.reorder(index)
+        room = _Room(tuple(move_rows(buffer, index, self.length) for buffer in self._room.buffers), self.length)
+        return KeyCache(room.front(self.length), self.frequencies, room)
+
+
+@dataclass
+class _Room:
+    """Memory for more keys than there are yet.
+
+    It may be shared by a cache and those that it has grown from: all but the longest see its front part. Only the
+    longest, whose keys are all that is taken, may write into it.
+    """
+
+    buffers: tuple[Tensor, ...]  # (b, h, capacity, ...)
+    taken: int
+
+    @classmethod
+    def around(cls, rows: tuple[Tensor, ...], capacity: int) -> _Room:
+        """Make room for more, with a copy of the rows in it."""
+        length = rows[0].size(2)
+        buffers = tuple(row.new_empty(*row.shape[:2], capacity, *row.shape[3:]) for row in rows)
+        for buffer, row in zip(buffers, rows, strict=True):
+            buffer[:, :, :length] = row
+        return cls(buffers, length)
+
+    @property
+    def capacity(self) -> int:
+        return self.buffers[0].size(2)
+
+    def front(self, length: int) -> tuple[Tensor, ...]:
+        return tuple(buffer[:, :, :length] for buffer in self.buffers)
+
+
+def move_rows(x: Tensor, index: Tensor, length: int | None = None) -> Tensor:
+    """Return ``x[index]``, of which the result is a part: in place, and copying only what moves.
+
+    Args:
+        x: What is overwritten.
+        index: As many rows of x as it has, or fewer.
+        length: How much of the third axis is worth copying; None means all.
+
+    Example:
+        >>> move_rows(torch.tensor([10, 11, 12, 13]), torch.tensor([0, 3, 1]))
+        tensor([10, 13, 11])
+    """
+    index = index.to(x.device)
+    moved = (index != torch.arange(len(index), device=x.device)).nonzero().squeeze(1)
+    worth = x if length is None else x[:, :, :length]
+    worth[moved] = worth[index[moved]]
+    return x[: len(index)]
 
 
 @dataclass(frozen=True)
@@ -91,6 +161,12 @@ class StateCache:
     def reorder(self, index: Tensor) -> StateCache:
         """Return the cache of the sequences ``index``, as beam search needs it; repeats and omissions are fine."""
         return replace(self, state=LinearState(*(x.index_select(0, index.to(x.device)) for x in self.state)))
+
+    def reorder_(self, index: Tensor) -> StateCache:
+        """Do as :meth:`reorder`, but in place: only sequences that move are copied. This must not be used any more."""
+        if len(index) > len(self.state.total):
+            return self.reorder(index)
+        return replace(self, state=LinearState(*(move_rows(x, index) for x in self.state)))
 
 
 #: What :meth:`ika_lightning.attention.MultiheadAttention.decode` returns and takes.

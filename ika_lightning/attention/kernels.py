@@ -37,7 +37,7 @@ def stationary_features(x: Tensor, frequencies: Tensor) -> Tensor:
         >>> stationary_features(torch.zeros(1, 3), torch.ones(2, 3))
         tensor([[0.7071, 0.7071, 0.0000, 0.0000]])
     """
-    return torch.cat(cos_sin(x @ frequencies.mT), dim=-1) / math.sqrt(frequencies.size(-2))
+    return torch.cat(cos_sin(phase(x, frequencies)), dim=-1) / math.sqrt(frequencies.size(-2))
 
 
 def nonstationary_features(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -65,9 +65,27 @@ def nonstationary_features(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         >>> nonstationary_features(x, w, w).allclose(stationary_features(x, w))
         True
     """
-    cos, sin = cos_sin(x @ ((first + second) / 2).mT)
-    amplitude = (x @ ((first - second) / 2).mT).cos() / math.sqrt(first.size(-2))
+    cos, sin = cos_sin(phase(x, (first + second) / 2))
+    amplitude = phase(x, (first - second) / 2).cos() / math.sqrt(first.size(-2))
     return torch.cat([amplitude * cos, amplitude * sin], dim=-1)
+
+
+def phase(x: Tensor, frequencies: Tensor) -> Tensor:
+    r"""Return :math:`w_m \cdot x`.
+
+    A broadcast matrix product would copy frequencies that a batch shares for each of its sequences, which costs more
+    than the product itself where sequences are short: in decoding, a query each.
+
+    Shapes:
+        x (..., n, d); frequencies (..., M, d); the result (..., n, M). Leading axes broadcast.
+
+    Example:
+        >>> phase(torch.ones(5, 2, 1, 3), torch.ones(2, 4, 3)).shape
+        torch.Size([5, 2, 1, 4])
+    """
+    if x.dim() == frequencies.dim() + 1:
+        return torch.einsum("b...nd,...md->b...nm", x, frequencies)
+    return x @ frequencies.mT
 
 
 def cos_sin(phase: Tensor) -> tuple[Tensor, Tensor]:

@@ -145,12 +145,16 @@ class _Beams:
         self._collect(log_p[:, :k], parent[:, :k], ends[:, :k])
 
         done = last_chance | torch.tensor([len(self.ended[i]) >= k for i in self.going.tolist()], device=ends.device)
-        keep = (~done).nonzero().squeeze(1)
+        keep = _keep_places(~done)
         self.log_p, chosen = log_p[keep].masked_fill(ends[keep], -math.inf).topk(k)
         parent, token = parent[keep].gather(1, chosen), token[keep].gather(1, chosen)
+        order = _stay_with_parents(parent)
+        self.log_p, parent, token = (x.gather(1, order) for x in (self.log_p, parent, token))
         self.tokens = torch.cat([self.tokens[keep.unsqueeze(1), parent], token.unsqueeze(-1)], -1)
-        self._move_state(keep, parent, b)
         self.going = self.going[keep]
+        if keep.numel() < b:
+            self.state = self.state.select_sources(keep)
+        self.state = self.state.reorder_((keep.unsqueeze(1) * k + parent).flatten())
 
     def _best_tokens(self, count: int, last_chance: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and number of the best next tokens of each beginning, (b, k, count)."""
@@ -176,11 +180,38 @@ class _Beams:
         ):
             self.ended[number].append(Hypothesis(text, value))
 
-    def _move_state(self, keep: Tensor, parent: Tensor, b: int) -> None:
-        """Let the network's state follow the beginnings that go on; copying it costs, so only where they moved."""
-        k = parent.size(1)
-        index = (keep.unsqueeze(1) * k + parent).flatten()
-        if keep.numel() < b:
-            self.state = self.state.select_sources(keep)
-        if not index.equal(torch.arange(b * k, device=index.device)):
-            self.state = self.state.reorder(index)
+
+def _keep_places(keep: Tensor) -> Tensor:
+    """Return which sentences are kept, in an order in which few move: those at the end go to the gaps.
+
+    Example:
+        >>> _keep_places(torch.tensor([True, False, True, False, True, True]))
+        tensor([0, 4, 2, 5])
+    """
+    count = int(keep.sum())
+    places = torch.arange(count, device=keep.device)
+    places[~keep[:count]] = keep[count:].nonzero().squeeze(1) + count
+    return places
+
+
+def _stay_with_parents(parent: Tensor) -> Tensor:
+    """Return an order of the k continuations in which the first child of each beginning stands where that stood.
+
+    What is remembered of a beginning need not be copied then, unless it has several children.
+
+    Shapes:
+        parent (b, k), from 0 to k - 1; the result (b, k), a permutation in each row.
+
+    Example:
+        >>> parent = torch.tensor([[3, 1, 3, 0]])
+        >>> order = _stay_with_parents(parent)
+        >>> parent.gather(1, order)
+        tensor([[0, 1, 3, 3]])
+    """
+    same = parent.unsqueeze(2) == parent.unsqueeze(1)
+    first = ~same.tril(-1).any(2)
+    taken = torch.zeros_like(parent, dtype=torch.bool).scatter_(1, parent, True)
+    free = taken.long().argsort(dim=1, stable=True)  # places without children come first
+    number = (~first).long().cumsum(1) - 1
+    place = torch.where(first, parent, free.gather(1, number.clamp_min(0)))
+    return place.argsort(1)

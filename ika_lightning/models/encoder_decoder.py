@@ -34,9 +34,12 @@ class DecoderState:
     caches: tuple[Cache, ...] = ()
     length: int = 0
 
-    def reorder(self, index: Tensor) -> DecoderState:
-        """Return the state of the hypotheses ``index``, (s,); repeats and omissions are fine."""
-        return replace(self, caches=tuple(cache.reorder(index) for cache in self.caches))
+    def reorder_(self, index: Tensor) -> DecoderState:
+        """Return the state of the hypotheses ``index``, (s,), in place of this one; repeats and omissions are fine.
+
+        Only hypotheses that move are copied, so let those that go on stay where they are.
+        """
+        return replace(self, caches=tuple(cache.reorder_(index) for cache in self.caches))
 
     def select_sources(self, index: Tensor) -> DecoderState:
         """Return a state that remembers only the sources ``index``, (b,); hypotheses stay as they are."""

@@ -105,6 +105,58 @@ def test_reordered_cache_goes_on_with_the_sequences_chosen(name):
     assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
 
 
+@every_layer
+@torch.no_grad()
+def test_caches_that_share_memory_are_values(name):
+    """Two go on from one, and from the one that grew from it, in turns."""
+    layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH)
+    others = randn(2, BATCH, LENGTH, WIDTH)
+    _, root = layer.decode(x[:, :3])
+    _, one = layer.decode(x[:, 3:5], root)
+    _, other = layer.decode(others[:, 3:4], root)
+    for t in range(5, LENGTH):
+        out, one = layer.decode(x[:, t : t + 1], one)
+        expected = layer(*3 * [x[:, : t + 1]], need_weights=False, is_causal=True)[0]
+        assert_close(out, expected[:, -1:])
+        out, other = layer.decode(others[:, t - 1 : t], other)
+        joined = torch.cat([x[:, :3], others[:, 3:t]], 1)
+        assert_close(out, layer(*3 * [joined], need_weights=False, is_causal=True)[0][:, -1:])
+
+
+@every_layer
+@torch.no_grad()
+@pytest.mark.parametrize("index", [[0, 1, 2], [2, 1, 0], [1, 1, 1], [0, 2], [1], [2, 0, 0, 2]], ids=str)
+def test_reordering_in_place(name, index):
+    layer, x, later = build(name), randn(1, BATCH, LENGTH, WIDTH), randn(2, len(index), 2, WIDTH)
+    _, cache = decode(layer, x, [4, 1, 6])
+    index = torch.tensor(index)
+    out, cache = decode_on(layer, later, cache.reorder_(index))
+    whole = torch.cat([x[index], later], 1)
+    assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
+    assert cache.length == LENGTH + 2
+
+
+def decode_on(layer: MultiheadAttention, x: Tensor, cache: KeyCache) -> tuple[Tensor, KeyCache]:
+    outs = []
+    for part in x.split(1, 1):
+        out, cache = layer.decode(part, cache)
+        outs.append(out)
+    return torch.cat(outs, 1), cache
+
+
+@torch.no_grad()
+def test_a_new_key_costs_no_copy_of_those_before():
+    layer, x = build("IKAN"), randn(1, BATCH, 64, WIDTH)
+    _, cache = layer.decode(x[:, :2])
+    addresses = []
+    for t in range(2, 64):
+        _, cache = layer.decode(x[:, t : t + 1], cache)
+        addresses.append(cache.rows[0].data_ptr())
+    assert len(set(addresses)) == 5  # doubled that often
+    moved = cache.reorder_(torch.tensor([0, 0, 2]))
+    assert moved.rows[0].data_ptr() == addresses[-1]
+
+
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "IKAN linear"])
 def test_gradients_flow_through_the_cache(name):
     layer, gradients = build(name), []

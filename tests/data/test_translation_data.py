@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import io
-import os
 import sys
 from itertools import chain
 from pathlib import Path
@@ -342,13 +341,8 @@ class TestKnownCorpora:
         with pytest.raises(FileNotFoundError, match=r"no translation/iwslt14/train\.de\.gz under the data root .*wit3"):
             ready(name="iwslt14", root=str(tmp_path))
 
-    def test_iwslt14(self, benchmark_root, tmp_path):
-        """With the part of its training text that there is."""
-        folder = tmp_path / "translation" / "iwslt14"
-        folder.mkdir(parents=True)
-        for file in (benchmark_root / "translation" / "iwslt14_de_en_partial").iterdir():
-            os.symlink(file, folder / file.name.replace("train_sample", "train"))
-        data = ready(name="iwslt14", root=str(tmp_path), vocabulary=2000)
+    def test_iwslt14(self, iwslt14_root):
+        data = ready(name="iwslt14", root=str(iwslt14_root), vocabulary=2000)
         assert (len(data._pairs["train"].source), len(data._pairs["val"].source)) == (8639, 7283)
         assert len(data.train_dataloader()) > 50
 

@@ -124,7 +124,7 @@ class TestDecode:
         with torch.no_grad():
             _, state = net.decode(target[:, :5], net.start(source))
             kept, moved = torch.tensor([2, 0]), torch.tensor([5, 5, 1, 0])
-            out, _ = net.decode(target[moved, 5:], state.select_sources(kept).reorder(moved))
+            out, _ = net.decode(target[moved, 5:], state.select_sources(kept).reorder_(moved))
         expected = net(source[kept].repeat_interleave(k, 0), target[moved])
         assert_close(out, expected[:, 5:], rtol=1e-9, atol=1e-9)
 
