@@ -6,7 +6,8 @@
 Everything but attention, learning rate and dropout comes from ``configs/text_classification/<data>.yaml``. Learning
 rate and dropout are chosen for each attention on its own, from the same values: by the mean accuracy on validation
 texts after the last epoch. Then the model is trained and tested once for each of 5 seeds, or each of 10 folds where
-there is no official split. Test texts choose nothing.
+there is no official split. Test texts choose nothing; with folds, the choice is made within the training texts of the
+first, some of which are test texts of the others.
 
 Every fit is a line of ``benchmarks/results/text_classification.csv``, and is not done again; delete the file to start
 anew. One process uses one core; start one for each data set to use more.
@@ -39,9 +40,8 @@ RESULTS = HERE / "results" / "text_classification.csv"
 ATTENTIONS = ("DotProduct", "IKANDirect", "IKAN", "MIKAN")
 LEARNING_RATES = (0.001, 0.002)
 DROPOUTS = (0.3, 0.5)  # of word vectors and of the text's vector
-#: Without an official test split, the seed of a fit is the fold that it is tested on, and chooses nothing by it.
+#: Without an official test split, the seed of a fit is the fold that it is tested on.
 FOLDED = ("mr", "subj")
-TUNED_ON = range(2)  # seeds
 #: Kim 2014, CNN-rand: word vectors from random numbers, as here. Its sst2 is trained on phrases, too.
 PUBLISHED = {"trec": 91.2, "sst2": 82.7, "mr": 76.1, "subj": 89.6}
 
@@ -59,6 +59,9 @@ class Fit(NamedTuple):
 
 def build(fit: Fit, root: str | None) -> tuple[TextClassification, TextClassificationData, Trainer]:
     """Build what the configuration says, with the attention, learning rate and dropout of the fit."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     config = yaml.safe_load((HERE.parent / "configs" / "text_classification" / f"{fit.data}.yaml").read_text())
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     samples = model["attention"]["init_args"]["num_samples"]
@@ -132,11 +135,16 @@ def measure_all(fits: list[Fit], root: str | None) -> dict[Fit, float]:
     return results
 
 
+def tuned_on(data: str) -> range:
+    """Return the seeds whose validation texts choose."""
+    return range(1) if data in FOLDED else range(2)
+
+
 def choose(results: dict[Fit, float], data: str, attention: str) -> tuple[float, float]:
     """Return the learning rate and dropout of the highest mean validation accuracy."""
 
     def validation(options: tuple[float, float]) -> float:
-        return float(np.mean([results[Fit(data, attention, *options, seed, "val")] for seed in TUNED_ON]))
+        return float(np.mean([results[Fit(data, attention, *options, seed, "val")] for seed in tuned_on(data)]))
 
     return max(itertools.product(LEARNING_RATES, DROPOUTS), key=validation)
 
@@ -144,8 +152,9 @@ def choose(results: dict[Fit, float], data: str, attention: str) -> tuple[float,
 def accuracy(arguments: argparse.Namespace) -> None:
     """Print the table of accuracies."""
     pairs = list(itertools.product(arguments.data, arguments.attentions))
-    grid = list(itertools.product(LEARNING_RATES, DROPOUTS, TUNED_ON))
-    results = measure_all([Fit(*pair, *options, "val") for pair in pairs for options in grid], arguments.root)
+    grid = list(itertools.product(LEARNING_RATES, DROPOUTS))
+    tuning = [Fit(*pair, *options, seed, "val") for pair in pairs for options in grid for seed in tuned_on(pair[0])]
+    results = measure_all(tuning, arguments.root)
     chosen = {pair: choose(results, *pair) for pair in pairs}
     reported = {
         (data, attention): [
@@ -206,9 +215,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="with --speed: repeats of each attention")
     parser.add_argument("--root", help="folder of the benchmark data; by default IKA_DATA, else the cache folder")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     (speed if arguments.speed else accuracy)(arguments)
 
 
