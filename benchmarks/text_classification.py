@@ -38,7 +38,7 @@ from ika_lightning.tasks import TextClassification
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "text_classification.csv"
 ATTENTIONS = ("DotProduct", "IKANDirect", "IKAN", "MIKAN")
-LEARNING_RATES = (0.001, 0.002)
+LEARNING_RATES = (0.001, 0.002, 0.004)
 #: Without an official test split, the seed of a fit is the fold that it is tested on.
 FOLDED = ("mr", "subj")
 #: Kim 2014, CNN-rand: word vectors from random numbers, as here. Its sst2 is trained on phrases, too.
