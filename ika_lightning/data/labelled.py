@@ -124,6 +124,8 @@ def _delimited_rows(
         return
     tabs = path.lower().removesuffix(".gz").endswith(".tsv")
     header = [cell.strip() for cell in rows[0][1]]
+    # a command line may give a position as a string
+    label, text = (int(c) if isinstance(c, str) and c.isdecimal() and c not in header else c for c in (label, text))
     positions = _positions(label, text, header)
     if positions is not None:
         places, width = [position - 1 for position in positions], max(positions)

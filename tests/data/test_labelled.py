@@ -39,6 +39,8 @@ class TestTsv:
 
     def test_positions(self, save):
         assert read(save("7\tone\ta\n"), 3, 2) == [("a", "one")]
+        assert read(save("7\tone\ta\n"), "3", "2") == [("a", "one")]  # as a command line may give them
+        assert read(save("1\t2\na\tone\n"), "1", "2") == [("a", "one")]
 
     def test_empty_text_is_kept(self, save):
         assert read(save("a\t\nb\tx\n")) == [("a", ""), ("b", "x")]
