@@ -283,8 +283,8 @@ def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
 
 
 # Prices in multiply-adds of a large matrix product (25 ps on a core), fitted to times forwards and backwards in float32
-# on one core over some 300 shapes, dense and chunked anew on two; `benchmarks/attention.py --what auto` checks them. All
-# that :func:`choose_backend` knows of a processor is here.
+# on one core over some 300 shapes, dense and chunked anew on two; `benchmarks/attention.py --what auto` checks them.
+# All that :func:`choose_backend` knows of a processor is here.
 PRICES = {
     # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
     # once its matrices outgrow the cache, in memory that is freshly mapped.
