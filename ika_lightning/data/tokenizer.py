@@ -45,7 +45,14 @@ class Tokenizer:
 
     @classmethod
     def learn(
-        cls, texts: Iterable[str], *, unit: Unit, size: int, min_count: int = 1, lowercase: bool = False
+        cls,
+        texts: Iterable[str],
+        *,
+        unit: Unit,
+        size: int,
+        min_count: int = 1,
+        lowercase: bool = False,
+        split_digits: bool = False,
     ) -> Tokenizer:
         """Learn a vocabulary.
 
@@ -55,6 +62,7 @@ class Tokenizer:
             size: Most tokens in the vocabulary, with four special ones, and for ``"subword"`` the 256 bytes.
             min_count: How often a word, or a pair of parts, has to occur to become a token.
             lowercase: Fold case, here and in all texts to be encoded.
+            split_digits: For ``"subword"``, make each digit a token of its own, so that numbers can be copied.
 
         Returns:
             The tokenizer.
@@ -80,7 +88,10 @@ class Tokenizer:
             trainer = trainers.WordLevelTrainer(**shared)
         else:
             tokenizer = tokenizers.Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+            splits: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.ByteLevel(add_prefix_space=True)]
+            if split_digits:
+                splits.append(pre_tokenizers.Digits(individual_digits=True))
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
             tokenizer.decoder = decoders.ByteLevel()
             trainer = trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **shared)
         tokenizer.normalizer = normalizers.Sequence(

@@ -44,6 +44,8 @@ class TranslationBatch(NamedTuple):
 class TranslationData(LightningDataModule):
     """Parallel text, cut into parts of words that are learned on its training part.
 
+    Each digit is a token of its own, so that numbers are copied and not learned by heart.
+
     The corpus is one known by name, or two own files, of which line n of one is the translation of line n of the
     other. A line with a blank side is left out; so are training pairs that are too long or of too different length.
     Training batches hold sentences of similar length, at most ``batch_tokens`` with padding on either side. The
@@ -77,7 +79,7 @@ class TranslationData(LightningDataModule):
         >>> data.setup("fit")
         >>> batch = next(iter(data.val_dataloader()))
         >>> batch.texts[0], data.target_texts([batch.target[0].tolist()])
-        (('00:23', '12:23 AM'), ['12:23 AM'])
+        (('43 Minuten', '43 minutes'), ['43 minutes'])
     """
 
     def __init__(
@@ -347,7 +349,7 @@ class TranslationData(LightningDataModule):
 
     def _learn(self, pairs: Pairs) -> tuple[Tokenizer, Tokenizer]:
         def learn(texts: list[str]) -> Tokenizer:
-            return Tokenizer.learn(texts, unit="subword", size=self.vocabulary)
+            return Tokenizer.learn(texts, unit="subword", size=self.vocabulary, split_digits=True)
 
         if self.joint:
             tokenizer = learn(pairs.source + pairs.target)

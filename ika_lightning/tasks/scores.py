@@ -24,8 +24,8 @@ class CorpusScore(Metric):
     Example:
         >>> score = CorpusScore(BLEU())
         >>> score.update(["Two dogs run ."], ["Two dogs run in the snow ."])
-        >>> round(score.compute().item(), 2), score.signature
-        (30.18, 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0')
+        >>> round(score.compute().item(), 2), score.signature.partition("|version")[0]
+        (30.18, 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp')
     """
 
     full_state_update = False

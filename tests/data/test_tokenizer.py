@@ -42,6 +42,18 @@ def test_subwords_give_the_text_back(text):
     assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
+def test_digits_on_their_own():
+    texts = ["in 1984", "1984 and 1984,", "19.84"]
+    tokenizer = Tokenizer.learn(texts, unit="subword", size=400, split_digits=True)
+    assert not [word for word in tokenizer.words if sum(letter.isdigit() for letter in word) and len(word) > 1]
+    assert [tokenizer.decode(tokens) for tokens in tokenizer.encode(texts + UNUSUAL)] == texts + UNUSUAL
+    (tokens,) = tokenizer.encode(["in 1984"])
+    assert "".join(tokenizer.names(tokens)[-4:]) == "1984"
+    assert len(tokenizer.encode(["in 1984"])[0]) > len(
+        Tokenizer.learn(texts, unit="subword", size=400).encode(["in 1984"])[0]
+    )
+
+
 @pytest.mark.parametrize("unit", ["word", "subword"])
 def test_names_of_special_tokens_in_a_text_are_text(unit):
     tokenizer = Tokenizer.learn(TEXTS, unit=unit, size=300)
