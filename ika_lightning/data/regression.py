@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
 from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.loader import Loader
 from ika_lightning.data.table import (
     MISSING,
     Missing,
@@ -153,17 +155,18 @@ class RegressionData(LightningDataModule):
         if wants_table or (stage is None and (self.name or self.path)):
             self._setup_table()
 
-    def train_dataloader(self) -> "RowLoader":
+    def train_dataloader(self) -> Loader[RowBatch]:
         """Random sets of ``batch_size`` training rows, drawn anew each epoch."""
         rows = self._part("train")
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return RowLoader(rows, RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world))
+        sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world)
+        return Loader(sampler, partial(_take, rows))
 
-    def val_dataloader(self) -> "RowLoader | list[RowLoader]":
+    def val_dataloader(self) -> Loader[RowBatch] | list[Loader[RowBatch]]:
         """Validation rows in the order of the file; no loader if ``val_fraction`` is 0, and Lightning warns of that."""
         return self._in_order(self._part("val")) if self._splits["val"].size else []
 
-    def test_dataloader(self) -> "RowLoader":
+    def test_dataloader(self) -> Loader[RowBatch]:
         """Test rows in the order of their file.
 
         Raises:
@@ -178,7 +181,7 @@ class RegressionData(LightningDataModule):
             )
         return self._in_order(self._part("test"))
 
-    def predict_dataloader(self) -> "RowLoader":
+    def predict_dataloader(self) -> Loader[RowBatch]:
         """The rows of ``predict_path`` in the order of the file, with unknown targets.
 
         Raises:
@@ -425,8 +428,8 @@ class RegressionData(LightningDataModule):
             )
         return _take(self._rows, index)
 
-    def _in_order(self, rows: RowBatch) -> "RowLoader":
-        return RowLoader(rows, torch.arange(len(rows.row)).split(self.max_context))
+    def _in_order(self, rows: RowBatch) -> Loader[RowBatch]:
+        return Loader(torch.arange(len(rows.row)).split(self.max_context), partial(_take, rows))
 
     def _predict_rows(self) -> RowBatch:
         if self._predict_table is None:
@@ -483,55 +486,6 @@ class RowSampler:
         if len(sets) >= self.world:
             sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
         yield from sets
-
-
-class RowLoader:
-    """Serves whole batches of rows that are in memory already.
-
-    A torch ``DataLoader`` would collate row by row, and its workers, for which Lightning asks, would only copy.
-
-    Args:
-        rows: All rows.
-        sampler: The batches, each an index (b,) into the rows. Lightning calls its ``set_epoch``, if it has one.
-
-    Example:
-        >>> rows = RowBatch(torch.zeros(3, 2), torch.zeros(3), torch.arange(3))
-        >>> [batch.row.tolist() for batch in RowLoader(rows, torch.arange(3).split(2))]
-        [[0, 1], [2]]
-    """
-
-    def __init__(self, rows: RowBatch, sampler: "RowSampler | tuple[Tensor, ...]") -> None:
-        self.rows = rows
-        self.sampler = sampler
-        self.batch_sampler = None  # Lightning asks both for their order
-        self._served = 0  # batches of the current epoch
-        self._skip = 0
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[RowBatch]:
-        skip, self._skip = self._skip, 0
-        for number, index in enumerate(self.sampler):
-            if number >= skip:
-                self._served = number + 1
-                yield _take(self.rows, index)
-
-    def state_dict(self) -> dict[str, int]:
-        """Where in the epoch this is: Lightning keeps it in the checkpoint.
-
-        Returns:
-            How many batches were served, 0 at the end of an epoch.
-        """
-        return {"served": self._served % len(self)}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where another loader stopped.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        self._skip = state_dict["served"]
 
 
 def _take(rows: RowBatch, index: Tensor) -> RowBatch:

@@ -6,15 +6,17 @@ import functools
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ika_lightning.attention import attention_kl
+
+Data = TypeVar("Data", bound=LightningDataModule)
 
 
 class Task(LightningModule, ABC):
@@ -48,10 +50,23 @@ class Task(LightningModule, ABC):
     def configure_model(self) -> None:
         """Build ``self.net``, once the data module has said how wide its input is."""
 
+    def find_data(self, kind: type[Data]) -> Data | None:
+        """Return the trainer's data module, or None where there is no trainer.
+
+        Raises:
+            ValueError: If it is of another kind.
+        """
+        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and not isinstance(data, kind):
+            name, wanted = type(self).__name__, kind.__name__
+            raise ValueError(f"{name} needs {wanted}, got {type(data).__name__}; give --data {wanted}")
+        return data
+
     def regulariser(self) -> Tensor:
         """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""
         kl = attention_kl(self)
-        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True)
+        # one figure for a step, however many samples it has
+        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True, batch_size=1)
         return self.kl_weight * kl
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -92,9 +92,7 @@ class Regression(Task):
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
         if self.net is not None:
             return
-        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and not isinstance(data, RegressionData):
-            raise ValueError(f"Regression needs RegressionData, got {type(data).__name__}; give --data RegressionData")
+        data = self.find_data(RegressionData)
         context = data.context if data is not None and data.has_context else None
         if data is not None and context is not None:
             self.hparams.update(

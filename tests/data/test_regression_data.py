@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.testing import assert_close
 
 from ika_lightning.data import RegressionData
-from ika_lightning.data.regression import RowBatch, RowLoader, RowSampler
+from ika_lightning.data.regression import RowBatch, RowSampler
 
 
 @pytest.fixture
@@ -455,10 +455,3 @@ class TestBadInput:
         Path(write(17)).rename(tmp_path / "regression" / "boston.csv")
         with pytest.raises(ValueError, match="has 17 rows, but published split 0 names row 31; is it the original"):
             RegressionData("boston", target="y", published_split=0, root=str(tmp_path)).setup("fit")
-
-
-def test_row_loader_serves_slices():
-    rows = RowBatch(torch.arange(10.0).reshape(5, 2), torch.arange(5.0), torch.arange(5))
-    first, second, third = RowLoader(rows, torch.arange(5).split(2))
-    assert second.features.tolist() == [[4, 5], [6, 7]]
-    assert (len(first.row), len(third.row)) == (2, 1)

@@ -1,0 +1,194 @@
+"""Batches of data that is in memory already: which samples, in which order, and how to go on after a break."""
+
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["LengthSampler", "Loader"]
+
+Batch = TypeVar("Batch")
+
+# Batches among which sequences are sorted by length. More of them waste less padding, fewer leave more to chance.
+_POOL = 32
+
+
+class BatchSampler(Sized, Protocol):
+    """What a loader asks of its sampler: indices of samples (b,), one after another."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Go through the batches of an epoch."""
+
+
+class Loader(Generic[Batch]):
+    """Serves whole batches of samples that are in memory already, and can go on in the middle of an epoch.
+
+    A torch ``DataLoader`` would collate sample by sample, and its workers, for which Lightning asks, would only copy.
+
+    Args:
+        sampler: The batches, each an index (b,) into the samples. Lightning calls its ``set_epoch``, if it has one.
+        take: Makes a batch of such an index.
+
+    Example:
+        >>> squares = torch.arange(3).square()
+        >>> [batch.tolist() for batch in Loader(torch.arange(3).split(2), lambda index: squares[index])]
+        [[0, 1], [4]]
+    """
+
+    def __init__(self, sampler: BatchSampler | tuple[Tensor, ...], take: Callable[[Tensor], Batch]) -> None:
+        self.sampler = sampler
+        self.take = take
+        self.batch_sampler = None  # Lightning asks both for their order
+        self._served = 0  # batches of the current epoch
+        self._skip = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        skip, self._skip = self._skip, 0
+        for number, index in enumerate(self.sampler):
+            if number >= skip:
+                self._served = number + 1
+                yield self.take(index)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the epoch this is: Lightning keeps it in the checkpoint.
+
+        Returns:
+            How many batches were served, 0 at the end of an epoch.
+        """
+        return {"served": self._served % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where another loader stopped.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+        """
+        self._skip = state_dict["served"]
+
+
+class LengthSampler:
+    """Draws batches of sequences of similar length, anew each epoch, so that little padding is needed.
+
+    The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been. With several
+    processes, each takes its share of every batch: ``world`` processes and batches of b make the steps that one
+    process and batches of ``world`` b would make. There are as many batches in every epoch.
+
+    Args:
+        lengths: Tokens of each sequence, (n,), or of each of its sides, (n, k), of which the longest counts.
+        batch_size: Sequences in a batch, at most, and for each process.
+        max_tokens: Instead of ``batch_size``: tokens in a batch, at most, with padding and for each process. A longer
+            sequence is a batch of its own.
+        shuffle: Draw at random; False goes from short to long, the same in each epoch, and leaves nothing out.
+        seed: Seed of the draws.
+        rank: Which of the processes this is.
+        world: How many processes there are. With ``shuffle``, a last batch with fewer sequences than processes is
+            left out.
+
+    Raises:
+        ValueError: If not exactly one of batch_size and max_tokens is given, or it is not positive.
+
+    Example:
+        >>> batches = LengthSampler(np.array([5, 1, 4, 2]), batch_size=2, shuffle=False)
+        >>> [index.tolist() for index in batches]
+        [[1, 3], [2, 0]]
+        >>> batches = LengthSampler(np.array([5, 1, 4, 2]), max_tokens=6, shuffle=False)
+        >>> [index.tolist() for index in batches]
+        [[1, 3], [2], [0]]
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if (batch_size is None) == (max_tokens is None):
+            raise ValueError(f"give either batch_size or max_tokens, got {batch_size} and {max_tokens}")
+        for argument, number in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if number is not None and number < 1:
+                raise ValueError(f"{argument} must be at least 1, got {number}")
+        self.lengths = lengths if lengths.ndim == 1 else lengths.max(1)
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.shuffle, self.seed = shuffle, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to another epoch; Lightning calls it.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from map(torch.from_numpy, self._batches())
+
+    def _batches(self) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.lengths)) if self.shuffle else np.arange(len(self.lengths))
+        joint = [batch for pool in self._pools(order) for batch in self._cut(pool)]
+        if self.shuffle:
+            joint = [joint[i] for i in rng.permutation(len(joint)) if len(joint[i]) >= self.world]
+        shares = [batch[self.rank :: self.world] for batch in joint]
+        return [share for share in shares if len(share)]
+
+    def _pools(self, order: np.ndarray) -> list[np.ndarray]:
+        """Cut an order into stretches, and sort each by length; equal lengths stay in order."""
+        pools = [order]
+        # A budget of tokens cuts as many batches in each epoch only if all sequences are sorted together.
+        if self.shuffle and self.batch_size is not None:
+            size = _POOL * self.batch_size * self.world
+            pools = [order[start : start + size] for start in range(0, len(order), size)]
+        return [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
+
+    def _cut(self, pool: np.ndarray) -> list[np.ndarray]:
+        """Cut a pool, sorted by length, into the batches of all processes together."""
+        if self.batch_size is not None:
+            size = self.batch_size * self.world
+            return [pool[start : start + size] for start in range(0, len(pool), size)]
+        assert self.max_tokens is not None
+        batches, start = [], 0
+        for stop in range(1, len(pool) + 1):
+            # each process has to fit its share, rounded up, padded to the longest, which comes last
+            full = stop < len(pool) and (
+                -(-(stop + 1 - start) // self.world) * max(1, self.lengths[pool[stop]]) > self.max_tokens
+            )
+            if full or stop == len(pool):
+                batches.append(pool[start:stop])
+                start = stop
+        return batches
+
+
+def pad(sequences: list[Any], padding: int = 0) -> Tensor:
+    """Put sequences of different length into one tensor, padded at their ends to the longest.
+
+    Args:
+        sequences: Whole numbers, each sequence as long as it is.
+        padding: What to fill up with.
+
+    Returns:
+        (b, n) int64, n the length of the longest sequence.
+
+    Example:
+        >>> pad([[5, 6, 7], [8]])
+        tensor([[5, 6, 7],
+                [8, 0, 0]])
+    """
+    padded = torch.full((len(sequences), max(map(len, sequences), default=0)), padding)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = torch.as_tensor(sequence)
+    return padded
