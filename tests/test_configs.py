@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 import ika_lightning.tasks
 from ika_lightning.cli import main
 from ika_lightning.data.benchmarks import BENCHMARKS
+from ika_lightning.data.node_classification import NAMES
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -18,19 +19,24 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 def test_there_is_one_for_each_data_set() -> None:
     regression = {file.stem for file in CONFIGS if file.parent.name == "regression"}
     assert regression == set(BENCHMARKS)
+    graphs = {file.stem for file in CONFIGS if file.parent.name == "node_classification"}
+    assert graphs == set(NAMES)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = yaml.safe_load(config.read_text())["data"]["init_args"]["name"]
-    ships = name in ("co2", "airline_passengers")
+    if name == "pubmed":
+        pytest.skip("its files are not all in the benchmark data: the test of its data module says which")
+    ships = name in ("co2", "airline_passengers", "karate", "digits")
     root = [] if ships else ["--data.root", str(request.getfixturevalue("benchmark_root"))]
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", str(config), "--trainer.max_epochs", "1", *root, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == config.stem
     main(["test", "--ckpt_path", str(best), *root, *QUIET])
-    assert load(best).hparams["attention"]["class_path"].endswith(".MIKAN")
+    layer = load(best).hparams.get("attention") or load(best).hparams["conv"]
+    assert layer["class_path"].rpartition(".")[2] in ("MIKAN", "KernelGATConv")
 
 
 def load(checkpoint: Path) -> LightningModule:

@@ -1,5 +1,6 @@
 """Data of the tasks: a LightningDataModule each, downloads, and small data sets that ship with the package."""
 
+from ika_lightning.data.node_classification import NodeClassificationData
 from ika_lightning.data.regression import RegressionData
 
-__all__ = ["RegressionData"]
+__all__ = ["NodeClassificationData", "RegressionData"]
