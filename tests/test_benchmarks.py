@@ -127,3 +127,59 @@ def test_methods_of_the_attention_benchmark_agree(load) -> None:
         expected = benchmark.call("authors", case, *drawn, frequencies)
         torch.testing.assert_close(benchmark.call("dense", case, *drawn, frequencies), expected, rtol=1e-4, atol=1e-4)
         assert benchmark.call("sdpa", case, *drawn, frequencies).shape == expected.shape
+
+
+class TestAccuracyOfNodeClassification:
+    def test_choice_is_by_validation_alone(self, load):
+        benchmark = load("node_classification")
+        results = {}
+        for lr in benchmark.LEARNING_RATES:
+            for weight_decay in benchmark.WEIGHT_DECAYS:
+                for seed in benchmark.TUNED_ON:
+                    val = 0.8 - abs(lr - 0.01) - abs(weight_decay - 0.001) + 0.01 * seed
+                    results[benchmark.Fit("cora", "direct", lr, weight_decay, seed)] = benchmark.Accuracy(val, -val)
+        assert benchmark.choose(results, "cora", "direct") == (0.01, 0.001)
+
+    @pytest.mark.parametrize("conv", ["GATConv", "direct", "copula"])
+    def test_a_fit_is_measured(self, load, conv, tmp_path, monkeypatch):
+        benchmark = load("node_classification")
+        (tmp_path / "configs" / "node_classification").mkdir(parents=True)
+        config = yaml.safe_load((ROOT / "configs" / "node_classification" / "karate.yaml").read_text())
+        config["trainer"]["max_epochs"] = 3
+        (tmp_path / "configs" / "node_classification" / "karate.yaml").write_text(yaml.safe_dump(config))
+        monkeypatch.setitem(benchmark.measure.__globals__, "HERE", tmp_path / "benchmarks")
+        fit = benchmark.Fit("karate", conv, 0.01, 0.001, 3)
+        accuracy = benchmark.measure(fit, None)
+        assert 0 <= accuracy.val <= 1 and 0 <= accuracy.test <= 1
+        assert benchmark.measure(fit, None) == accuracy
+
+    def test_what_is_known_is_not_done_again(self, load, tmp_path, monkeypatch):
+        benchmark = load("node_classification")
+        fit = benchmark.Fit("cora", "direct", 0.005, 0.0005, 7)
+        file = tmp_path / "results.csv"
+        file.write_text("data,conv,lr,weight_decay,seed,val,test\ncora,direct,0.005,0.0005,7,0.79,0.83\n")
+        monkeypatch.setitem(benchmark.known.__globals__, "RESULTS", file)
+        assert benchmark.measure_all([fit], 1, None) == {fit: benchmark.Accuracy(0.79, 0.83)}
+        assert len(file.read_text().splitlines()) == 2
+
+
+def test_speed_of_graphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--nodes", "101", "--edges", "211", "--samples", "3", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["graph_speed.py", *small])
+    monkeypatch.delenv("IKA_DATA", raising=False)
+    benchmark = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "graph_speed.py"), run_name="benchmark"))
+    monkeypatch.setitem(benchmark.main.__globals__, "cora", lambda root: benchmark.drawn(37, 101, 11))
+    monkeypatch.setitem(benchmark.main.__globals__, "peak_memory", lambda name, arguments: 1.5)
+    benchmark.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    ratios = {(case, conv): rest[4] for case, conv, *rest in lines[2:] if conv == "GATConv"}
+    assert ratios == {("cora", "GATConv"): "1.00", ("large", "GATConv"): "1.00"}
+    assert [line[0] for line in lines if line[1] == "copula"] == ["cora", "large"]
+
+
+@pytest.mark.slow
+def test_peak_memory_of_graphs(load) -> None:
+    """The graph of the benchmark, with a tenth of its edges, in a process of its own."""
+    benchmark = load("graph_speed")
+    arguments = SimpleNamespace(nodes=100_000, edges=100_000, samples=32)
+    assert 200 < benchmark.peak_memory("direct", arguments) < 4096
