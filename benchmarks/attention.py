@@ -98,13 +98,17 @@ def multiply_adds(method: str, case: Case) -> float:
 
 
 def interleaved(steps: dict[str, Callable[[], None]], repeats: int, synchronize: Callable[[], None]) -> np.ndarray:
-    """Return seconds, (repeats, methods); the first round warms up and is not counted."""
+    """Return seconds, (repeats, methods); the first round warms up and is not counted.
+
+    Each round goes through the methods in another order: one that leaves much memory behind slows the next one down.
+    """
     times = np.empty((repeats + 1, len(steps)))
+    ordered, rng = list(steps.values()), np.random.default_rng(0)
     for repeat in range(repeats + 1):
-        for column, step in enumerate(steps.values()):
+        for column in rng.permutation(len(ordered)):
             synchronize()
             started = time.perf_counter()
-            step()
+            ordered[column]()
             synchronize()
             times[repeat, column] = time.perf_counter() - started
     return times[1:]

@@ -530,7 +530,8 @@ class TestTextClassification:
 
     def test_from_one_end_to_the_other(self, rows, capsys, monkeypatch):
         options = ["--model.attention", "IKAN", "--model.attention.p=1.5", "--model.class_weights", "balanced"]
-        assert run(capsys, *self.fit(*options, "--data.label", "1", "--data.text", "2"))[0] == 0
+        code, _, stderr = run(capsys, *self.fit(*options, "--data.label", "1", "--data.text", "2"))
+        assert code == 0, stderr
         best = "runs/textclassification/version_0/checkpoints/best.ckpt"
         code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
         assert code == 0 and "test/f1" in stdout and "| true \\ predicted | a | b |" in stdout

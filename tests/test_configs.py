@@ -11,15 +11,17 @@ import ika_lightning.tasks
 from ika_lightning.cli import main
 from ika_lightning.data.benchmarks import BENCHMARKS
 from ika_lightning.data.corpora import CORPORA
+from ika_lightning.data.node_classification import NAMES
 from ika_lightning.data.sentences import SENTENCES
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-SHIPPED = {"co2", "airline_passengers", "languages", "dates"}
-# What makes a step of training and validation out of a training, and out of a network one that a test can wait for.
+SHIPPED = {"co2", "airline_passengers", "languages", "dates", "karate", "digits"}
+# What makes a short run out of a training, and out of a network one that a test can wait for.
 SHORT = {
-    "regression": ["--trainer.max_epochs", "1"],
+    "regression": ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20"],
     "text_classification": ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20"],
+    "node_classification": ["--trainer.max_epochs", "1"],
     "translation": [
         "--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1",
         "--trainer.check_val_every_n_epoch", "1", "--data.batch_tokens", "256", "--data.batch_size", "4",
@@ -29,17 +31,21 @@ SHORT = {
 
 
 def test_there_is_one_for_each_data_set() -> None:
-    regression = {file.stem for file in CONFIGS if file.parent.name == "regression"}
-    assert regression == set(BENCHMARKS)
-    classification = {file.stem for file in CONFIGS if file.parent.name == "text_classification"}
-    assert classification == set(SENTENCES) - {"trec_fine"}  # an option of trec
-    assert {file.stem for file in CONFIGS if file.parent.name == "translation"} == set(CORPORA)
+    there = {task: {file.stem for file in CONFIGS if file.parent.name == task} for task in SHORT}
+    assert there == {
+        "regression": set(BENCHMARKS),
+        "text_classification": set(SENTENCES) - {"trec_fine"},  # an option of trec
+        "translation": set(CORPORA),
+        "node_classification": set(NAMES),
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.* are also in training")  # what the benchmarks are like
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = yaml.safe_load(config.read_text())["data"]["init_args"]["name"]
+    if name == "pubmed":
+        pytest.skip("its files are not all in the benchmark data: the test of its data module says which")
     where = "iwslt14_root" if name == "iwslt14" else "benchmark_root"
     root = [] if name in SHIPPED else ["--data.root", str(request.getfixturevalue(where))]
     monkeypatch.chdir(tmp_path)
@@ -47,7 +53,8 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == config.stem
     main(["test", "--ckpt_path", str(best), "--trainer.limit_test_batches", "1", *root, *QUIET])
-    assert load(best).hparams["attention"]["class_path"].endswith(".MIKAN")
+    layer = load(best).hparams.get("attention") or load(best).hparams["conv"]
+    assert layer["class_path"].rpartition(".")[2] in ("MIKAN", "KernelGATConv")
 
 
 def load(checkpoint: Path) -> LightningModule:

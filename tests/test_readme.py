@@ -18,6 +18,8 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# Two epochs, and a validation after each, however seldom a configuration validates.
+SHORT = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
 # What needs the shell of a person: the environment that the tests are in already, and a server.
 NOT_RUN = {"source .venv/bin/activate", "tensorboard --logdir runs"}
 
@@ -45,7 +47,7 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         words = shlex.split(command)[1:]
         if words[:2] == ["-m", "ika_lightning"]:
             fits = words[2] == "fit" and not any(word.endswith(".help") for word in words)
-            run(lambda words=words, fits=fits: main([*words[2:], *["--trainer.max_epochs", "2"] * fits]))
+            run(lambda words=words, fits=fits: main([*words[2:], *SHORT * fits]))
         else:  # a benchmark, which takes long: that it starts is all that is tested
             monkeypatch.setattr(sys, "argv", [words[0], "--help"])
             run(lambda words=words: runpy.run_path(words[0], run_name="__main__"))

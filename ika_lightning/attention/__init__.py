@@ -5,7 +5,10 @@ Read :mod:`~ika_lightning.attention.functional` for the operation, :mod:`~ika_li
 :mod:`~ika_lightning.attention.core` for how they meet and :mod:`~ika_lightning.attention.multihead` for the layers.
 :func:`replace_attention` puts the layers into a model made of PyTorch's, and
 :mod:`~ika_lightning.attention.huggingface` their cores into one of Hugging Face's.
+:mod:`~ika_lightning.attention.graph` attends over the edges of a graph.
 """
+
+from typing import Any
 
 from ika_lightning.attention.cache import KeyCache, Memory, StateCache
 from ika_lightning.attention.functional import kernel_attention
@@ -37,6 +40,8 @@ __all__ = [
     "ExplicitKernel",
     "IKANDirect",
     "Kernel",
+    "KernelGATConv",
+    "KernelTransformerConv",
     "KeyCache",
     "LinearKernel",
     "MaternKernel",
@@ -50,3 +55,12 @@ __all__ = [
     "kernel_attention",
     "replace_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the layers of graphs when they are asked for: all else needs no PyTorch Geometric."""
+    if name in ("KernelGATConv", "KernelTransformerConv"):
+        from ika_lightning.attention import graph
+
+        return getattr(graph, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

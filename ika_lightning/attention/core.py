@@ -222,7 +222,24 @@ class ExplicitKernelCore(Core):
         return f"p={self.p}"
 
 
-class SpectralCore(Core):
+class Regularised(nn.Module):
+    """What owns a spectrum and keeps the regulariser of its last forward, in ``_kl``."""
+
+    spectrum: DirectSpectrum | ImplicitSpectrum
+    _kl: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """The regulariser of the last forward; zero before the first."""
+        # made here and not in the constructor: a model may have moved to another device since
+        return next(self.spectrum.parameters()).new_zeros(()) if self._kl is None else self._kl
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the graph of the last forward out of copies and pickles, which refuse tensors that have one."""
+        return {**self.__dict__, "_kl": None}
+
+
+class SpectralCore(Regularised, Core):
     r"""A kernel with a learned spectral density times the L^p magnitude: the attention of the paper.
 
     Frequencies come from ``spectrum``, features from Bochner's map (one set of frequencies) or Yaglom's (two), and
@@ -245,13 +262,6 @@ class SpectralCore(Core):
         self.spectrum = spectrum
         self.p = check_p(p)
         self.backend: Backend = check_backend(backend)
-        self._kl: Tensor | None = None
-
-    @property
-    def kl(self) -> Tensor:
-        """The regulariser of the last forward; zero before the first."""
-        # made here and not in the constructor: a model may have moved to another device since
-        return next(self.spectrum.parameters()).new_zeros(()) if self._kl is None else self._kl
 
     def forward(
         self,
@@ -380,10 +390,6 @@ class SpectralCore(Core):
     def extra_repr(self) -> str:
         """Name the exponent and the backend."""
         return f"p={self.p}, backend={self.backend!r}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the graph of the last forward out of copies and pickles, which refuse tensors that have one."""
-        return {**self.__dict__, "_kl": None}
 
 
 def causal_mask(n: int, m: int, device: torch.device) -> tuple[Tensor | None, bool]:

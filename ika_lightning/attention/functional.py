@@ -283,13 +283,13 @@ def sum_only(allowed: Tensor | None, magnitude: Tensor) -> bool:
 
 
 # Prices in multiply-adds of a large matrix product (25 ps on a core), fitted to times forwards and backwards in float32
-# on one core over some 300 shapes; `benchmarks/attention.py --what auto` checks them. All that :func:`choose_backend`
-# knows of a processor is here.
+# on one core over some 300 shapes, dense and chunked anew on two; `benchmarks/attention.py --what auto` checks them.
+# All that :func:`choose_backend` knows of a processor is here.
 PRICES = {
     # An entry of n x m, besides the matrix products. Dense passes over it some ten times, more with a causal mask, and
     # once its matrices outgrow the cache, in memory that is freshly mapped.
-    "dense entry": 200,
-    "dense causal entry": 300,
+    "dense entry": 300,
+    "dense causal entry": 200,
     "dense entry beyond a million": 1500,
     "chunked entry": 60,
     "entry on the diagonal": 200,  # an exponential for each pair in tiles on the diagonal
@@ -297,7 +297,7 @@ PRICES = {
     "state": 850,  # linear: a number of a state, which is made, scaled and added to
     # The loops in Python.
     "dense call": 1.4e7,
-    "chunked call": 6e7,
+    "chunked call": 8e7,
     "linear call": 7e7,
 }
 

@@ -37,7 +37,7 @@ def stationary_features(x: Tensor, frequencies: Tensor) -> Tensor:
         >>> stationary_features(torch.zeros(1, 3), torch.ones(2, 3))
         tensor([[0.7071, 0.7071, 0.0000, 0.0000]])
     """
-    return torch.cat(cos_sin(phase(x, frequencies)), dim=-1) / math.sqrt(frequencies.size(-2))
+    return on_circle(phase(x, frequencies), frequencies.size(-2) ** -0.5)
 
 
 def nonstationary_features(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -65,9 +65,9 @@ def nonstationary_features(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         >>> nonstationary_features(x, w, w).allclose(stationary_features(x, w))
         True
     """
-    cos, sin = cos_sin(phase(x, (first + second) / 2))
-    amplitude = phase(x, (first - second) / 2).cos() / math.sqrt(first.size(-2))
-    return torch.cat([amplitude * cos, amplitude * sin], dim=-1)
+    points = on_circle(phase(x, (first + second) / 2), first.size(-2) ** -0.5)
+    amplitude = phase(x, (first - second) / 2).cos()
+    return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
 
 
 def phase(x: Tensor, frequencies: Tensor) -> Tensor:
@@ -88,28 +88,35 @@ def phase(x: Tensor, frequencies: Tensor) -> Tensor:
     return x @ frequencies.mT
 
 
-def cos_sin(phase: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of a phase; each is the other's derivative, so the backward computes neither again.
+def on_circle(phase: Tensor, radius: float) -> Tensor:
+    """Return cosines and sines of phases, times a radius.
+
+    Each is the other's derivative, so the backward needs the result alone, which attention keeps in any case: no cosine
+    is computed twice, and nothing else is kept.
+
+    Shapes:
+        phase (..., M); the result (..., 2M), cosines first.
 
     Example:
-        >>> cos_sin(torch.zeros(1))
-        (tensor([1.]), tensor([0.]))
+        >>> on_circle(torch.zeros(1), radius=3.0)
+        tensor([3., 0.])
     """
-    cos, sin = _CosSin.apply(phase)
-    return cos, sin
+    points: Tensor = _OnCircle.apply(phase, radius)
+    return points
 
 
-class _CosSin(torch.autograd.Function):
+class _OnCircle(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, phase: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = phase.cos(), phase.sin()
-        ctx.save_for_backward(cos, sin)
-        return cos, sin
+    def forward(ctx: Any, phase: Tensor, radius: float) -> Tensor:
+        points = torch.cat([phase.cos(), phase.sin()], -1).mul_(radius)
+        ctx.save_for_backward(points)
+        return points
 
     @staticmethod
-    def backward(ctx: Any, grad_cos: Tensor, grad_sin: Tensor) -> Tensor:
-        cos, sin = ctx.saved_tensors
-        return torch.addcmul(grad_sin * cos, grad_cos, sin, value=-1)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (points,) = ctx.saved_tensors
+        (cos, sin), (grad_cos, grad_sin) = points.chunk(2, -1), grad.chunk(2, -1)
+        return torch.addcmul(grad_sin * cos, grad_cos, sin, value=-1), None
 
 
 class Kernel(nn.Module):

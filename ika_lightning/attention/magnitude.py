@@ -61,19 +61,39 @@ def log_magnitude(x: Tensor, p: Exponent = 2.0) -> Tensor:
         >>> log_magnitude(torch.tensor([[3.0, 4.0, 0.0, 0.0]]), p=float("inf"))
         tensor([4.])
     """
+    squared_norm = x.square().sum(-1) if check_p(p) == 2.0 else norm(x, p).square()
+    return squared_norm / (2.0 * math.sqrt(x.size(-1)))
+
+
+def norm(x: Tensor, p: Exponent = 2.0) -> Tensor:
+    r"""The L^p norm, :math:`|x|_p = (\sum_i |x_i|^p)^{1/p}`.
+
+    Value and gradient are finite for every p and at the zero vector, as in :func:`log_magnitude`. The norm of a vector
+    is the norm of the norms of its parts, so that of a pair of vectors takes no more than theirs.
+
+    Args:
+        x: Vectors.
+        p: Exponent of the norm, in [1, inf].
+
+    Shapes:
+        x (..., d); the result (...).
+
+    Raises:
+        ValueError: If p is below 1.
+
+    Example:
+        >>> norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([5., 0.])
+    """
     p = check_p(p)
     if p == 1.0:
-        squared_norm = x.abs().sum(-1).square()
-    elif p == 2.0:
-        squared_norm = x.square().sum(-1)
-    elif p == math.inf:
-        squared_norm = x.abs().amax(-1).square()
-    else:
-        # |x|_p^2 does not depend on the divisor, so the divisor needs no gradient.
-        largest = x.detach().abs().amax(-1, keepdim=True)
-        largest = largest.masked_fill(largest == 0.0, 1.0)
-        total = (x / largest).abs().pow(p).sum(-1)
-        total = torch.where(total > 0.0, total, 1.0)
-        is_zero = x.detach().eq(0.0).all(-1)
-        squared_norm = largest.squeeze(-1).square() * total.pow(2.0 / p).masked_fill(is_zero, 0.0)
-    return squared_norm / (2.0 * math.sqrt(x.size(-1)))
+        return x.abs().sum(-1)
+    if p == math.inf:
+        return x.abs().amax(-1)
+    # The norm over the divisor, times the divisor, does not depend on it, so the divisor needs no gradient.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    largest = largest.masked_fill(largest == 0.0, 1.0)
+    total = (x / largest).abs().pow(p).sum(-1)
+    total = torch.where(total > 0.0, total, 1.0)
+    is_zero = x.detach().eq(0.0).all(-1)
+    return largest.squeeze(-1) * total.pow(1.0 / p).masked_fill(is_zero, 0.0)

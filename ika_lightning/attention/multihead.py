@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ika_lightning.attention.cache import Cache, Memory
-from ika_lightning.attention.core import Core, DotProductCore, ExplicitKernelCore, RBFCore, SpectralCore
+from ika_lightning.attention.core import Core, DotProductCore, ExplicitKernelCore, RBFCore, Regularised, SpectralCore
 from ika_lightning.attention.functional import Backend
 from ika_lightning.attention.kernels import Kernel, MaternKernel
 from ika_lightning.attention.magnitude import Exponent
@@ -635,7 +635,7 @@ def attention_kl(module: nn.Module) -> Tensor:
     """Sum the regularisers of the last forward over all attention layers of a model.
 
     Args:
-        module: Any module that contains layers of this package, or cores of them.
+        module: Any module that contains layers of this package, of sequences or of graphs, or cores of them.
 
     Returns:
         A scalar with the graph of that forward; zero without such layers.
@@ -647,8 +647,8 @@ def attention_kl(module: nn.Module) -> Tensor:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, MultiheadAttention)]
     within = {layer.core for layer in layers}
-    bare = [core for core in module.modules() if isinstance(core, SpectralCore) and core not in within]
-    terms = [layer.kl for layer in layers] + [core.kl for core in bare]
+    others = [other for other in module.modules() if isinstance(other, Regularised) and other not in within]
+    terms = [layer.kl for layer in layers + others]
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 

@@ -14,13 +14,15 @@ and the regulariser that goes with them (section 4 of `Implicit Kernel Attention
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Init = Literal["rbf", "paper"]
+
+SpectrumName = Literal["direct", "implicit", "copula"]
 
 # Two frequencies of a pair that start equal have equal gradients for ever. This much of the scale sets them apart, and
 # changes the kernel at the start by its square.
@@ -334,6 +336,52 @@ class GaussianCopula(nn.Module):
         factor = factor.expand(*lower.shape[:-1], -1, -1).clone()
         factor[..., rows, columns] = lower
         return F.normalize(factor, dim=-1)
+
+
+def build_spectrum(
+    name: SpectrumName,
+    num_heads: int,
+    head_dim: int,
+    num_samples: int,
+    *,
+    stationary: bool = False,
+    init: Init = "rbf",
+    prior_std: float = 1.0,
+    conditional: bool = True,
+) -> DirectSpectrum | ImplicitSpectrum:
+    """Build a spectrum by name.
+
+    Args:
+        name: ``"direct"``, ``"implicit"``, or ``"copula"`` for the implicit one with heads that are coupled.
+        num_heads: Number of heads, h.
+        head_dim: Width of a head, d.
+        num_samples: Number of spectral samples, M.
+        stationary: One set of frequencies (Bochner) instead of pairs (Yaglom).
+        init: Law or scale of the frequencies at the start, see :func:`initial_scale`.
+        prior_std: As in :class:`ImplicitSpectrum`; the direct spectrum has no prior.
+        conditional: As in :class:`ImplicitSpectrum`; the direct spectrum depends on nothing.
+
+    Raises:
+        ValueError: If there is no spectrum of that name, or the spectrum refuses its arguments.
+
+    Example:
+        >>> build_spectrum("copula", num_heads=2, head_dim=3, num_samples=5).copula is None
+        False
+    """
+    if name not in get_args(SpectrumName):
+        raise ValueError(f"spectrum must be one of {', '.join(map(repr, get_args(SpectrumName)))}, got {name!r}")
+    if name == "direct":
+        return DirectSpectrum(num_heads, head_dim, num_samples, stationary=stationary, init=init)
+    return ImplicitSpectrum(
+        num_heads,
+        head_dim,
+        num_samples,
+        stationary=stationary,
+        init=init,
+        prior_std=prior_std,
+        conditional=conditional,
+        copula=GaussianCopula(num_heads, head_dim, conditional=conditional) if name == "copula" else None,
+    )
 
 
 def small_encoder(width_in: int, width_out: int) -> nn.Sequential:

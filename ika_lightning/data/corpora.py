@@ -1,16 +1,15 @@
-"""Parallel text: the corpora that are known by name, and files of one sentence a line."""
+"""Parallel text: the corpora that are known by name, and pairs of files."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ika_lightning.data.download import RemoteFile, fetch, find
-from ika_lightning.data.files import decode
+from ika_lightning.data.files import read_lines
 
-__all__ = ["CORPORA", "Corpus", "CorpusFiles", "EmbeddedDates", "Pairs", "pair_up", "read_lines"]
+__all__ = ["CORPORA", "Corpus", "CorpusFiles", "EmbeddedDates", "Pairs", "pair_up"]
 
 #: The embedded pairs: split, English and German in each line.
 DATES = Path(__file__).parent / "embedded" / "dates.tsv.gz"
@@ -100,34 +99,8 @@ class CorpusFiles:
         return find(path, root, otherwise=f"put it there, one sentence a line; the original is {self.url}")
 
 
-def read_lines(path: str | Path) -> list[str]:
-    r"""Read a text file of one sentence a line, compressed if its name ends in ``.gz``.
-
-    Lines end in ``\n`` or ``\r\n`` and nowhere else; blanks at their ends do not count, nor does a byte order mark.
-
-    Args:
-        path: The file, or ``-`` for standard input.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is not UTF-8, or the file is not what gzip writes.
-
-    Example:
-        >>> read_lines(DATES)[0].count("\t")
-        2
-    """
-    if str(path) == "-":
-        text = decode(sys.stdin.buffer.read(), "standard input")
-    elif Path(path).is_file():
-        text = decode(Path(path).read_bytes(), path, zipped=str(path).endswith(".gz"))
-    else:
-        raise FileNotFoundError(f"there is no file {path}")
-    lines = [line.strip() for line in text.split("\n")]
-    return lines if text and not text.endswith("\n") else lines[:-1]
-
-
 def pair_up(source: str | Path, target: str | Path) -> Pairs:
-    """Read two files that are parallel, and leave out lines with a blank side.
+    """Read two files that are parallel, without blanks at the ends of lines, and leave out lines with a blank side.
 
     Args:
         source: Sentences, one a line.
@@ -137,7 +110,7 @@ def pair_up(source: str | Path, target: str | Path) -> Pairs:
         FileNotFoundError: If a file is not there.
         ValueError: If the files are not parallel, or there is nothing in them.
     """
-    sides = read_lines(source), read_lines(target)
+    sides = [[line.strip() for line in read_lines(side)] for side in (source, target)]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"parallel files need as many lines each, but {source} has {len(sides[0])} and {target} has "

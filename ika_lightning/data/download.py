@@ -23,16 +23,16 @@ class RemoteFile:
     Args:
         path: Its place under the data root, with forward slashes, e.g. ``"regression/boston.csv"``.
         url: The public address of the original.
-        size: Size in bytes of the file as stored here, after ``convert``.
-        sha256: SHA-256 of the file as stored here, in hexadecimal.
+        size: Size in bytes of the file as stored here, after ``convert``; None if it is not known.
+        sha256: SHA-256 of the file as stored here, in hexadecimal; None if it is not known.
         convert: Turns the original's bytes into the stored ones; the identity by default. It must not raise on
             bytes that are something else (an error page, say): the checksum tells.
     """
 
     path: str
     url: str
-    size: int
-    sha256: str
+    size: int | None
+    sha256: str | None
     convert: Callable[[bytes], bytes] = bytes
 
 
@@ -105,7 +105,7 @@ def fetch(remote: RemoteFile, root: str | None = None) -> Path:
         return file
     content = remote.convert(_download(remote, folder))
     digest = hashlib.sha256(content).hexdigest()
-    if (len(content), digest) != (remote.size, remote.sha256):
+    if remote.sha256 is not None and (len(content), digest) != (remote.size, remote.sha256):
         raise ValueError(
             f"{remote.url} did not give the expected {remote.path}: {len(content)} bytes with sha256 {digest} "
             f"instead of {remote.size} bytes with sha256 {remote.sha256}; try again, or put a copy at {file} yourself"

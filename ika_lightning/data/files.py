@@ -7,7 +7,7 @@ import uuid
 import zlib
 from pathlib import Path
 
-__all__ = ["check_output", "decode", "write_atomically"]
+__all__ = ["check_output", "decode", "read_lines", "write_atomically"]
 
 
 def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
@@ -42,6 +42,34 @@ def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
         raise ValueError(
             f"{source}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file with UTF-8 encoding"
         ) from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    r"""Read a text file of one text a line, UTF-8, compressed if its name ends in ``.gz``.
+
+    Lines end in ``\n`` or ``\r\n`` and nowhere else: other characters that :meth:`str.splitlines` splits at are part of
+    texts. A blank line is an empty text; the last line needs no end.
+
+    Args:
+        path: The file, or ``-`` for standard input.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is not UTF-8, or the file is not what gzip writes.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_lines(write_atomically(Path(folder, "texts.txt"), b"one\r\n\r\nthree"))
+        ['one', '', 'three']
+    """
+    if str(path) == "-":
+        text = decode(sys.stdin.buffer.read(), "standard input")
+    elif Path(path).is_file():
+        text = decode(Path(path).read_bytes(), path, zipped=str(path).lower().endswith(".gz"))
+    else:
+        raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def check_output(path: str | Path) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 from ika_lightning.data.files import decode
 from ika_lightning.data.table import closest, quoted
 
-__all__ = ["Column", "Labelled", "draw", "read_labelled", "read_lines", "spread"]
+__all__ = ["Column", "Labelled", "draw", "read_labelled", "spread"]
 
 Column = str | int
 """A column by its name in the header, or by its position, from 1, in a file without one."""
@@ -83,31 +83,6 @@ def read_labelled(path: str, label: Column | None = None, text: Column | None = 
     return Labelled(list(labels), list(texts), list(lines), path)
 
 
-def read_lines(content: bytes, source: str, *, zipped: bool = False) -> list[str]:
-    r"""Take one text from each line. A blank line is an empty text; the last line needs no end.
-
-    Args:
-        content: A text file, UTF-8.
-        source: What errors call it.
-        zipped: Whether it is gzipped.
-
-    Returns:
-        The texts.
-
-    Raises:
-        ValueError: If it is not UTF-8, or has no line.
-
-    Example:
-        >>> read_lines(b"one\r\n\r\nthree", "texts.txt")
-        ['one', '', 'three']
-    """
-    text = decode(content, source, zipped=zipped)
-    if not text:
-        raise ValueError(f"{source} is empty; it should have a text in each line")
-    # not str.splitlines, which also splits at characters that are part of a text
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-
-
 def _read(file: Path) -> str:
     if file.is_dir():
         raise ValueError(f"{file} is a folder; give the name of a file in it")
@@ -149,6 +124,8 @@ def _delimited_rows(
         return
     tabs = path.lower().removesuffix(".gz").endswith(".tsv")
     header = [cell.strip() for cell in rows[0][1]]
+    # a command line may give a position as a string
+    label, text = (int(c) if isinstance(c, str) and c.isdecimal() and c not in header else c for c in (label, text))
     positions = _positions(label, text, header)
     if positions is not None:
         places, width = [position - 1 for position in positions], max(positions)

@@ -151,7 +151,7 @@ class _Numeric:
     width = 1
 
     def parse(self, cells: Sequence[str], source: str, unseen: Unseen) -> np.ndarray:
-        return _parse_numbers(cells, self.name, source)
+        return parse_numbers(cells, self.name, source)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         return ((np.where(np.isnan(values), self.mean, values) - self.mean) / self.std)[:, None]
@@ -255,7 +255,7 @@ class TableEncoder:
         for name in (self.target, *self.drop):
             require_column(table, name, source)
         rows = np.arange(len(table)) if rows is None else rows
-        target = _parse_numbers(table[self.target].tolist(), self.target, source, role="the target")
+        target = parse_numbers(table[self.target].tolist(), self.target, source, role="the target")
 
         parsed: dict[str, tuple[np.ndarray, list[str] | None]] = {}  # values, and categories if it is text
         for name in table.columns:
@@ -315,7 +315,7 @@ class TableEncoder:
         missing = {column.name: np.isnan(v) for column, v in zip(self._columns, values, strict=True)}
         target = np.full(len(table), np.nan)
         if labelled:
-            target = _parse_numbers(table[self.target].tolist(), self.target, source, role="the target")
+            target = parse_numbers(table[self.target].tolist(), self.target, source, role="the target")
             missing[self.target] = np.isnan(target)
         rows = np.flatnonzero(self._kept(missing, source))
         blocks = [column.encode(v[rows]) for column, v in zip(self._columns, values, strict=True)]
@@ -445,7 +445,25 @@ def _numbers(cells: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return values, is_text
 
 
-def _parse_numbers(cells: Sequence[str], name: str, source: str, role: str = "a number in training") -> np.ndarray:
+def parse_numbers(cells: Sequence[str], name: str, source: str, role: str = "a number in training") -> np.ndarray:
+    """Read a column of numbers.
+
+    Args:
+        cells: The cells.
+        name: The column.
+        source: What errors call the table.
+        role: What errors say the column is.
+
+    Returns:
+        The values, (r,) float64; NaN where missing or infinite.
+
+    Raises:
+        ValueError: If a cell is neither a number nor missing; the message names the row.
+
+    Example:
+        >>> parse_numbers(["1", "", "2e1"], "x", "rows.csv")
+        array([ 1., nan, 20.])
+    """
     values, is_text = _numbers(cells)
     if is_text.any():
         row = int(is_text.argmax())

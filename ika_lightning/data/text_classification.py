@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from ika_lightning.data.files import check_output, write_atomically
-from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, read_lines, spread
+from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
 from ika_lightning.data.loader import LengthSampler, Loader, pad
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.table import closest, quoted
@@ -392,12 +391,10 @@ class TextClassificationData(LightningDataModule):
                 "there is nothing to predict; give a file with a text in each line with --input FILE (predict_path in "
                 "Python)"
             )
-        if self.predict_path == "-":
-            return read_lines(sys.stdin.buffer.read(), "standard input")
-        file = Path(self.predict_path)
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}; check the spelling and the folder")
-        return read_lines(file.read_bytes(), str(file), zipped=file.name.lower().endswith(".gz"))
+        texts = read_lines(self.predict_path)
+        if not texts:
+            raise ValueError(f"{self.predict_path} is empty; it should have a text in each line")
+        return texts
 
     def _part(self, part: str) -> _Texts:
         if part not in self._encoded:

@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ika_lightning.data.corpora import CORPORA, Pairs, pair_up, read_lines
-from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
+from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.loader import LengthSampler, Loader, pad
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import END, START, Tokenizer
@@ -148,7 +148,7 @@ class TranslationData(LightningDataModule):
                     "there is nothing to translate; give the sentences with --input FILE (predict_path in Python)"
                 )
             if self._lines is None:  # standard input can be read only once
-                self._lines = read_lines(self.predict_path)
+                self._lines = [line.strip() for line in read_lines(self.predict_path)]
             if not self._lines:
                 raise ValueError(f"there is nothing to translate: {self.predict_path} has no lines")
         if stage in ("fit", "validate") or (stage is None and self.source is not None):

@@ -2,16 +2,19 @@
 
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
+from ika_lightning.models.graph import ConvFactory, GraphNetwork
 from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
 
 __all__ = [
     "AttentionFactory",
+    "ConvFactory",
     "DecoderLayer",
     "DecoderState",
     "Encoder",
     "EncoderDecoder",
     "EncoderLayer",
+    "GraphNetwork",
     "RowTransformer",
     "TextClassifier",
 ]

@@ -69,7 +69,8 @@ class Task(LightningModule, ABC):
     def regulariser(self) -> Tensor:
         """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""
         kl = attention_kl(self)
-        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True)
+        # one figure for a step, however many samples it has
+        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True, batch_size=1)
         return self.kl_weight * kl
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

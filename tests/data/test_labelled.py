@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ika_lightning.data.labelled import draw, read_labelled, read_lines, spread
+from ika_lightning.data.labelled import draw, read_labelled, spread
 
 
 @pytest.fixture
@@ -39,6 +39,8 @@ class TestTsv:
 
     def test_positions(self, save):
         assert read(save("7\tone\ta\n"), 3, 2) == [("a", "one")]
+        assert read(save("7\tone\ta\n"), "3", "2") == [("a", "one")]  # as a command line may give them
+        assert read(save("1\t2\na\tone\n"), "1", "2") == [("a", "one")]
 
     def test_empty_text_is_kept(self, save):
         assert read(save("a\t\nb\tx\n")) == [("a", ""), ("b", "x")]
@@ -100,28 +102,6 @@ def test_no_file(tmp_path) -> None:
         read_labelled(str(tmp_path / "none.tsv"))
     with pytest.raises(ValueError, match="is a folder"):
         read_labelled(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "content, texts",
-    [
-        (b"one\ntwo\n", ["one", "two"]),
-        (b"one\n\ntwo", ["one", "", "two"]),
-        (b"\n", [""]),
-        ("\ufeffone\r\nt\u2028wo\r\n".encode(), ["one", "t\u2028wo"]),
-    ],
-)
-def test_lines(content, texts) -> None:
-    assert read_lines(content, "texts.txt") == texts
-    assert read_lines(gzip.compress(content), "texts.txt", zipped=True) == texts
-
-
-@pytest.mark.parametrize(
-    "content, message", [(b"", "texts.txt is empty"), (b"a\nb\xff", "texts.txt, line 2: byte 0xff")]
-)
-def test_wrong_lines(content, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        read_lines(content, "texts.txt")
 
 
 class TestDealing:

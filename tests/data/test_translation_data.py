@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ika_lightning.data import TranslationData
-from ika_lightning.data.corpora import CORPORA, CorpusFiles, EmbeddedDates, read_lines
+from ika_lightning.data.corpora import CORPORA, CorpusFiles, EmbeddedDates
 from ika_lightning.data.tokenizer import END, START
 
 EN = ["Two dogs run .", "A man sleeps .", "The cat is black .", "It rains .", "We sing .", "A dog sings ."]
@@ -109,13 +109,6 @@ class TestOwnFiles:
             path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
         (texts,) = [chain(*(batch.texts for batch in ready(**own).val_dataloader()))]
         assert set(texts) == set(zip(EN, DE, strict=True))
-
-    def test_only_line_ends_end_lines(self, tmp_path):
-        assert read_lines(write(tmp_path / "a", ["one\u2028still\x85one", "two"])) == ["one\u2028still\x85one", "two"]
-
-    def test_a_last_line_without_an_end(self, tmp_path):
-        (tmp_path / "a").write_bytes(b"one\n\ntwo")
-        assert read_lines(tmp_path / "a") == ["one", "", "two"]
 
 
 class TestFilters:
@@ -244,12 +237,10 @@ class TestBadInput:
 
     def test_not_utf8(self, own):
         Path(own["val_target"]).write_bytes("Es regnet .\nEin Mann schläft .\n".encode("latin-1"))
-        with pytest.raises(
-            ValueError, match=r"val\.de, line 2: byte 0xe4 is not UTF-8; save the file with UTF-8 encoding"
-        ):
+        with pytest.raises(ValueError, match=r"val\.de, line 2: byte 0xe4 is not UTF-8; save the file"):
             ready(**own)
 
-    @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"Es regnet .\n" * 99)[:-20]])
+    @pytest.mark.parametrize("content", [b"plain text", gzip.compress(b"Es regnet .\n" * 99, mtime=0)[:-20]])
     def test_not_gzip(self, own, content):
         Path(own["target"]).write_bytes(content)
         with pytest.raises(ValueError, match=r"train\.de\.gz is no complete gzip file"):
@@ -318,6 +309,7 @@ class TestKnownCorpora:
         babel = pytest.importorskip("babel")
         from ika_lightning.data.corpora import DATES
         from ika_lightning.data.dates import generate
+        from ika_lightning.data.files import read_lines
 
         if babel.__version__.split(".")[:2] != ["2", "18"]:
             pytest.skip(f"the pairs were drawn by Babel 2.18, whose CLDR is not that of {babel.__version__}")

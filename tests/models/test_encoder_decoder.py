@@ -7,7 +7,6 @@ from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect
 from ika_lightning.models import EncoderDecoder
-from ika_lightning.models.positions import sinusoids
 
 WIDTH, HEADS, SOURCE, TARGET = 15, 5, 13, 17
 LAYERS = {
@@ -174,11 +173,3 @@ def test_scores_start_of_the_size_of_one() -> None:
     net = EncoderDecoder(997, width=64, depth=2, num_heads=4, attention=DotProduct)
     tokens = torch.randint(4, 997, (11, 13))
     assert 0.8 < net(tokens, tokens).std() < 1.6
-
-
-def test_sinusoids() -> None:
-    waves = sinusoids(0, 50, torch.empty(1, 16))
-    assert_close(waves[:, 0], torch.arange(50.0).sin())
-    assert_close(waves[:, 15], (torch.arange(50.0) / 10_000 ** (14 / 16)).cos())
-    assert_close(sinusoids(47, 3, torch.empty(1, 16)), waves[47:], rtol=0, atol=0)
-    assert sinusoids(0, 3, torch.empty(1, 7)).shape == (3, 7)

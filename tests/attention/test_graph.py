@@ -1,0 +1,574 @@
+"""The graph convolutions: equal to dense attention, faithful to PyG's conventions, safe on any graph."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+from torch_geometric import EdgeIndex
+from torch_geometric.data import Batch, Data
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.nn import GAT, GATConv, TransformerConv
+from torch_geometric.utils import add_self_loops, degree, remove_self_loops, to_torch_csr_tensor
+
+from ika_lightning.attention import IKAN, MIKAN, IKANDirect, attention_kl
+from ika_lightning.attention.core import SpectralCore
+from ika_lightning.attention.graph import KernelGATConv, KernelTransformerConv
+from ika_lightning.attention.kernels import nonstationary_features, stationary_features
+from ika_lightning.attention.magnitude import log_magnitude
+
+NODES, EDGES, IN, OUT, HEADS, EDGE_DIM = 11, 37, 5, 3, 2, 4
+
+few = {"num_samples": 7}
+KINDS = {
+    "direct": few,
+    "direct stationary": {"stationary": True, "init": "paper", **few},
+    "implicit": {"spectrum": "implicit", "p": 1.8, **few},
+    "implicit unconditional": {"spectrum": "implicit", "conditional": False, **few},
+    "copula": {"spectrum": "copula", "p": math.inf, **few},
+    "copula stationary": {"spectrum": "copula", "stationary": True, "p": 1.0, **few},
+}
+LAYERS = {"gat": KernelGATConv, "transformer": KernelTransformerConv}
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+every_layer = pytest.mark.parametrize("layer", LAYERS)
+with_and_without_features = pytest.mark.parametrize("edge_dim", [None, EDGE_DIM], ids=["bare", "features"])
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def graph(nodes: int = NODES, edges: int = EDGES) -> Tensor:
+    """A graph with duplicate edges, a self-loop, a node without incoming edges and a last node without any."""
+    generator = torch.Generator().manual_seed(0)
+    edge_index = torch.stack(
+        [
+            torch.randint(nodes - 1, (edges,), generator=generator),
+            torch.randint(1, nodes - 1, (edges,), generator=generator),
+        ]
+    )
+    edge_index[:, 0], edge_index[:, 1] = 2, edge_index[:, 3]
+    return edge_index
+
+
+def build(layer: str, *args, seed: int = 0, **kwargs) -> KernelGATConv | KernelTransformerConv:
+    """A layer in float64 and evaluation, moved off its start, where encoders are zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        conv = LAYERS[layer](*(args or (IN, OUT, HEADS)), **kwargs).double().eval()
+        with torch.no_grad():
+            for parameter in conv.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    return conv
+
+
+def value_and_gradients(out: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    weight = randn(9, *out.shape)
+    return out, torch.autograd.grad((out * weight).sum(), inputs, materialize_grads=True)
+
+
+# ----- the definition, with dense tensors
+
+
+def pool(conv, parts, chosen) -> Tensor | None:
+    if not conv.spectrum.conditional:
+        return None
+    return [
+        part[where].mean(0) if where.any() else part.new_zeros(part.shape[1:])
+        for part, where in zip(parts, chosen, strict=False)
+    ]
+
+
+def by_definition(conv, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+    """Each pair's key written out, its features made by the kernels, and a softmax over the edges of each node."""
+    heads, d, n = conv.heads, conv.out_channels, x.size(0)
+    gat = isinstance(conv, KernelGATConv)
+    if gat and conv.add_self_loops:
+        edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
+        edge_index, edge_attr = add_self_loops(edge_index, edge_attr, conv.fill_value, n)
+    j, i = edge_index
+    edges = None if edge_attr is None else conv.lin_edge(edge_attr).view(-1, heads, d)
+    apart = i != j
+    attends, attended = (torch.isin(torch.arange(n), index[apart]) for index in (i, j))
+    if gat:
+        h = value = conv.lin(x).view(n, heads, d)
+        keys = torch.cat([h[i], h[j], *([] if edges is None else [edges])], -1)
+        vector = torch.cat([conv.att_dst, conv.att_src, *([] if edges is None else [conv.att_edge])], -1)
+        queries = vector.expand(len(i), -1, -1)
+        means = pool(conv, (h, h, *([] if edges is None else [edges])), (attends, attended, apart))
+        mean = None if means is None else torch.cat(means, -1)
+    else:
+        query, key, value = (lin(x).view(n, heads, d) for lin in (conv.lin_query, conv.lin_key, conv.lin_value))
+        keys, queries = key[j] if edges is None else key[j] + edges, query[i]
+        means = pool(conv, (key, *([] if edges is None else [edges])), (attended, apart))
+        mean = None if means is None else sum(means)
+    frequencies, _ = conv.spectrum(mean)
+    features = stationary_features if len(frequencies) == 1 else nonstationary_features
+    phi_q, phi_k = (features(y.transpose(0, 1), *frequencies) for y in (queries, keys))
+    log_weight = ((phi_q * phi_k).sum(-1).square() + 1e-5).log() + log_magnitude(keys, conv.p).mT  # (h, E)
+    values = value[j] if edges is None or gat else value[j] + edges
+    rows = [torch.einsum("he,ehd->hd", log_weight[:, i == node].softmax(-1), values[i == node]) for node in range(n)]
+    out = torch.stack(rows)
+    out = out.flatten(1) if conv.concat else out.mean(1)
+    return out + (conv.bias if gat else conv.lin_skip(x))
+
+
+@with_and_without_features
+@every_kind
+@every_layer
+def test_is_dense_attention_under_the_adjacency_mask(layer, kind, edge_dim):
+    conv, edge_index = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph()
+    inputs = [randn(1, NODES, IN).requires_grad_()]
+    inputs += [] if edge_dim is None else [randn(2, EDGES, edge_dim).requires_grad_()]
+    ours = value_and_gradients(conv(inputs[0], edge_index, *inputs[1:]), *inputs, *conv.parameters())
+    dense = value_and_gradients(by_definition(conv, inputs[0], edge_index, *inputs[1:]), *inputs, *conv.parameters())
+    assert_close(ours, dense)
+    assert sum(gradient.ne(0).any() for gradient in ours[1]) >= len(ours[1]) - 2
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 3.0, math.inf])
+def test_the_norm_of_a_pair_is_that_of_its_parts(p):
+    """Features of width 13: the root of the width must come out right."""
+    conv, x, edge_index = build("gat", IN, 13, HEADS, p=p, **few), randn(1, NODES, IN), graph()
+    assert_close(conv(x, edge_index), by_definition(conv, x, edge_index))
+
+
+@pytest.mark.parametrize("layer, theirs", [("gat", GATConv), ("transformer", TransformerConv)])
+def test_starts_as_an_estimate_of_the_exponential_of_inner_products(layer, theirs):
+    """With p = 2: softmax of a.c / sqrt(2d) over the neighbours, or of q.k / sqrt(d)."""
+    torch.manual_seed(0)
+    conv = LAYERS[layer](IN, OUT, HEADS, num_samples=4096)
+    x, (j, i) = torch.randn(NODES, IN) / 2, graph()
+    if layer == "gat":
+        conv.add_self_loops = False
+        h = conv.lin(x).view(-1, HEADS, OUT)
+        logits = ((h[i] * conv.att_dst).sum(-1) + (h[j] * conv.att_src).sum(-1)) / math.sqrt(2 * OUT)
+    else:
+        query, key = (lin(x).view(-1, HEADS, OUT) for lin in (conv.lin_query, conv.lin_key))
+        logits = (query[i] * key[j]).sum(-1) / math.sqrt(OUT)
+    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    for node in i.unique():
+        assert_close(weights[i == node], logits[i == node].softmax(0), rtol=0.0, atol=0.02)
+    # and a trained layer of PyG hands its projections over
+    missing, unexpected = conv.load_state_dict(theirs(IN, OUT, HEADS).state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("spectrum.") for name in missing)
+
+
+@pytest.mark.parametrize("like", [IKANDirect, IKAN, MIKAN])
+def test_on_a_graph_in_which_all_are_joined_it_is_attention_over_a_sequence(like):
+    name = {IKANDirect: "direct", IKAN: "implicit", MIKAN: "copula"}[like]
+    conv = build("transformer", 2 * OUT, OUT, 2, spectrum=name, p=1.8, root_weight=False, **few)
+    torch.manual_seed(0)
+    sequence = like(2 * OUT, 2, p=1.8, **few).double().eval()
+    core: SpectralCore = sequence.core
+    core.spectrum.load_state_dict(conv.spectrum.state_dict())
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+        getattr(sequence, f"{theirs}_proj").load_state_dict(getattr(conv, f"lin_{ours}").state_dict())
+    x = randn(1, 1, NODES, 2 * OUT)
+    everything = torch.cartesian_prod(torch.arange(NODES), torch.arange(NODES)).mT
+    _, (_, weights) = conv(x[0], everything, return_attention_weights=True)
+    _, expected = sequence(x, x, x, average_attn_weights=False)
+    assert_close(weights.view(NODES, NODES, 2).permute(2, 1, 0), expected[0])
+
+
+# ----- symmetries
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["direct", "copula"])
+@every_layer
+def test_permuting_nodes_permutes_outputs(layer, kind, edge_dim):
+    conv, edge_index, x = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), randn(1, NODES, IN)
+    edge_attr = None if edge_dim is None else randn(2, EDGES, edge_dim)
+    generator = torch.Generator().manual_seed(3)
+    nodes, edges = torch.randperm(NODES, generator=generator), torch.randperm(EDGES, generator=generator)
+    renumbered = torch.argsort(nodes)[edge_index][:, edges]
+    permuted = conv(x[nodes], renumbered, None if edge_attr is None else edge_attr[edges])
+    assert_close(permuted, conv(x, edge_index, edge_attr)[nodes])
+
+
+@every_layer
+def test_a_duplicate_edge_counts_twice(layer):
+    conv, x = build(layer, **few), randn(1, NODES, IN)
+    once = torch.tensor([[1, 2], [0, 0]])
+    _, (_, single) = conv(x, once, return_attention_weights=True)
+    _, (_, double) = conv(x, torch.cat([once, once[:, :1]], 1), return_attention_weights=True)
+    single, double = single[:2], double[[0, 1, 2]]
+    assert_close(double[0], double[2])
+    assert_close(2 * double[0] / double[1], 2 * single[0] / single[1])
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["without", "with a self-loop"])
+@every_kind
+@every_layer
+def test_an_isolated_node_changes_nothing_else(layer, kind, loop):
+    conv, edge_index, x = build(layer, **KINDS[kind]), graph(), randn(1, NODES, IN)
+    more = torch.cat([x, 100 * randn(2, 2, IN)])
+    joined = torch.cat([edge_index, torch.tensor([[NODES], [NODES]])], 1) if loop else edge_index
+    assert_close(conv(more, joined)[:NODES], conv(x, edge_index), rtol=0, atol=1e-13)
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
+@every_layer
+def test_a_batch_of_graphs_is_each_of_them_alone(layer, kind, edge_dim):
+    """Also one of a single node, and one without edges."""
+    conv = build(layer, edge_dim=edge_dim, **KINDS[kind])
+    parts = []
+    for seed, (nodes, edge_index) in enumerate(
+        [(NODES, graph()), (1, graph()[:, :0]), (7, graph(7, 13)), (2, graph()[:, :0])]
+    ):
+        edge_attr = None if edge_dim is None else randn(20 + seed, edge_index.size(1), edge_dim)
+        parts.append(Data(x=randn(seed, nodes, IN), edge_index=edge_index, edge_attr=edge_attr))
+    batch = Batch.from_data_list(parts)
+    alone = torch.cat([conv(part.x, part.edge_index, part.edge_attr) for part in parts])
+    together = conv(batch.x, batch.edge_index, batch.edge_attr, batch=batch.batch)
+    assert_close(together, alone)
+    inputs = [parameter for parameter in conv.parameters()]
+    assert_close(value_and_gradients(together, *inputs)[1], value_and_gradients(alone, *inputs)[1])
+
+
+def test_graphs_of_a_batch_must_be_in_order():
+    conv = build("gat", spectrum="implicit")
+    with pytest.raises(ValueError, match="batch must be in ascending order"):
+        conv(randn(1, 3, IN), torch.tensor([[0], [1]]), batch=torch.tensor([0, 1, 0]))
+
+
+# ----- PyG's conventions
+
+
+@every_layer
+def test_shapes(layer):
+    x, edge_index = randn(1, NODES, IN), graph()
+    assert build(layer, IN, OUT, HEADS)(x, edge_index).shape == (NODES, HEADS * OUT)
+    assert build(layer, IN, OUT, HEADS, concat=False)(x, edge_index).shape == (NODES, OUT)
+    lazy = LAYERS[layer](-1, OUT, HEADS).double()
+    assert lazy(x, edge_index).shape == (NODES, HEADS * OUT)
+    assert f"({IN}, " in str(next(child for name, child in lazy.named_children() if name.startswith("lin")))
+    lazy = LAYERS[layer]((-1, -1), OUT).double()
+    assert lazy((x, x[:7, :2]), edge_index[:, edge_index[1] < 7]).shape == (7, OUT)
+    assert repr(build(layer, IN, OUT, HEADS)) == f"{LAYERS[layer].__name__}({IN}, {OUT}, heads={HEADS})"
+
+
+def test_takes_the_place_of_gat_conv_in_models_of_pyg():
+    class KernelGAT(GAT):
+        def init_conv(self, in_channels, out_channels, **kwargs):
+            return KernelGATConv(in_channels, out_channels // HEADS, heads=HEADS, dropout=self.dropout.p)
+
+    assert KernelGAT(IN, 8, num_layers=3, dropout=0.5)(randn(1, NODES, IN).float(), graph()).shape == (NODES, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"concat": False, "bias": False},
+        {"residual": True},
+        {"add_self_loops": False},
+        {"edge_dim": 1},
+        {"edge_dim": EDGE_DIM, "fill_value": 1.5},
+        {"edge_dim": EDGE_DIM, "fill_value": "max"},
+    ],
+    ids=str,
+)
+def test_options_mean_what_they_mean_for_gat_conv(options):
+    """Shapes, parameters and the list of edges are those of PyG's layer; what differs are the weights."""
+    torch.manual_seed(0)
+    ours, theirs = KernelGATConv(IN, OUT, HEADS, **options), GATConv(IN, OUT, HEADS, **options)
+    named = {name: p.shape for name, p in ours.named_parameters() if not name.startswith("spectrum.")}
+    assert named == {name: p.shape for name, p in theirs.named_parameters()}
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    x = torch.randn(NODES, IN)
+    dim = options.get("edge_dim")
+    edge_attr = None if dim is None else torch.randn(EDGES, dim).squeeze(-1)
+    (out, (edge_index, weights)), (their_out, (their_index, their_weights)) = (
+        conv(x, graph(), edge_attr, return_attention_weights=True) for conv in (ours, theirs)
+    )
+    assert out.shape == their_out.shape
+    assert edge_index.equal(their_index)
+    assert weights.shape == their_weights.shape
+    # the same weights give the same output: put ours into theirs
+    message = theirs.propagate(edge_index, x=(ours.lin(x).view(-1, HEADS, OUT),) * 2, alpha=weights)
+    rest = their_out - _joined(theirs, x, their_index, their_weights)
+    assert_close(out, (message.flatten(1) if ours.concat else message.mean(1)) + rest, rtol=1e-4, atol=1e-5)
+
+
+def _joined(conv: GATConv, x: Tensor, edge_index: Tensor, weights: Tensor) -> Tensor:
+    message = conv.propagate(edge_index, x=(conv.lin(x).view(-1, HEADS, OUT),) * 2, alpha=weights)
+    return message.flatten(1) if conv.concat else message.mean(1)
+
+
+@with_and_without_features
+@every_layer
+def test_every_form_of_a_graph_gives_the_same(layer, edge_dim):
+    conv, x, edge_index = build(layer, spectrum="copula", edge_dim=edge_dim, **few), randn(1, NODES, IN), graph()
+    edge_index = edge_index[:, (edge_index[0] * NODES + edge_index[1]).unique(return_inverse=True)[1].sort().indices]
+    edge_index = torch.unique(edge_index, dim=1)  # an adjacency matrix has each entry once
+    edge_index = edge_index[:, edge_index[1].argsort(stable=True)]
+    edge_attr = None if edge_dim is None else randn(2, edge_index.size(1), edge_dim)
+    expected = conv(x, edge_index, edge_attr)
+    size = (NODES, NODES)
+    assert_close(conv(x, EdgeIndex(edge_index, sparse_size=size, sort_order="col"), edge_attr), expected)
+    assert_close(conv((x, x), edge_index, edge_attr), expected)
+    if layer == "gat":
+        assert_close(conv(x, edge_index, edge_attr, size=size), expected)
+    if edge_dim is None:
+        adjacency = to_torch_csr_tensor(edge_index, size=size).transpose(0, 1)
+        out, (sparse, weights) = conv(x, adjacency.to_sparse_csr(), return_attention_weights=True)
+        assert_close(out, expected)
+        assert sparse.values().shape == weights.shape
+
+
+@every_layer
+def test_the_other_direction_of_flow_is_the_transposed_graph(layer):
+    forward, backward = (build(layer, flow=flow, **few) for flow in ("source_to_target", "target_to_source"))
+    x, edge_index = randn(1, NODES, IN), graph()
+    assert_close(backward(x, edge_index.flip(0)), forward(x, edge_index))
+
+
+@every_layer
+def test_bipartite(layer):
+    source, target = randn(1, 7, IN), randn(2, 4, 2)
+    edge_index = torch.tensor([[0, 1, 6, 6, 2], [0, 0, 3, 1, 2]])
+    options = {"add_self_loops": False} if layer == "gat" else {}
+    conv = build(layer, (IN, 2), OUT, HEADS, spectrum="implicit", **options, **few)
+    out, (_, weights) = conv((source, target), edge_index, return_attention_weights=True)
+    assert out.shape == (4, HEADS * OUT)
+    assert weights.shape == (5, HEADS)
+    # 2 and 2 are different nodes, so the edge between them is no self-loop
+    without = conv((source.index_fill(0, torch.tensor(2), 0.0), target), edge_index)
+    assert not torch.isclose(without[0], out[0]).any()
+    order = torch.tensor([3, 1, 0, 2])
+    assert_close(
+        conv((source, target[order]), torch.stack([edge_index[0], order.argsort()[edge_index[1]]])), out[order]
+    )
+
+
+def test_target_nodes_of_which_nothing_is_known():
+    conv, x = build("gat", (IN, IN), OUT, HEADS, add_self_loops=False, residual=True, **few), randn(1, NODES, IN)
+    edge_index = graph()
+    zeros = conv((x, torch.zeros_like(x)), edge_index)
+    assert_close(conv((x, None), edge_index), zeros)
+    assert_close(conv((x, None), edge_index, size=(NODES, NODES)), zeros)
+    few_targets = edge_index[:, edge_index[1] < 3]
+    assert_close(conv((x, None), few_targets, size=(NODES, 3)), conv((x, torch.zeros(3, IN).double()), few_targets))
+    adjacency = to_torch_csr_tensor(torch.unique(few_targets, dim=1), size=(NODES, 3)).t().to_sparse_csr()
+    assert conv((x, None), adjacency).shape == (3, HEADS * OUT)
+
+
+@every_layer
+def test_reset_is_in_place_and_complete(layer):
+    conv = LAYERS[layer](IN, OUT, HEADS, spectrum="copula", edge_dim=EDGE_DIM)
+    before = dict(conv.named_parameters())
+    with torch.no_grad():
+        for parameter in before.values():
+            parameter.fill_(7.0)
+    conv.reset_parameters()
+    for name, parameter in conv.named_parameters():
+        assert parameter is before[name]
+        assert not parameter.eq(7.0).any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_layer
+def test_half_precision(layer, dtype):
+    conv = build(layer, spectrum="implicit", **few).float()
+    x, edge_index = randn(1, NODES, IN).float(), graph()
+    with torch.autocast("cpu", dtype):
+        half = conv(x, edge_index)
+    assert_close(half.float(), conv(x, edge_index), rtol=0.1, atol=0.1)
+
+
+@every_kind
+@every_layer
+def test_copies(layer, kind):
+    conv, x = build(layer, **KINDS[kind]), randn(1, NODES, IN)
+    expected = conv(x, graph())
+    assert copy.deepcopy(conv)(x, graph()).equal(expected)
+    file = io.BytesIO()
+    torch.save(conv, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False)(x, graph()).equal(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")  # PyTorch's own
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["direct", "copula"])
+@every_layer
+def test_compiles_as_one_graph(layer, kind, edge_dim):
+    torch.compiler.reset()
+    conv, x = build(layer, edge_dim=edge_dim, **KINDS[kind]), randn(1, NODES, IN).requires_grad_()
+    edge_attr = None if edge_dim is None else randn(2, EDGES, edge_dim)
+    compiled = torch.compile(conv, fullgraph=True)
+    results = [value_and_gradients(f(x, graph(), edge_attr), x, *conv.parameters()) for f in (compiled, conv)]
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("algorithm", [AttentionExplainer, partial(GNNExplainer, epochs=3)])
+@every_layer
+def test_can_be_explained(layer, algorithm):
+    algorithm = algorithm()
+    explainer = Explainer(
+        build(layer, **few).float(), algorithm, explanation_type="model", edge_mask_type="object",
+        model_config={"mode": "multiclass_classification", "task_level": "node", "return_type": "raw"},
+    )  # fmt: skip
+    x, edge_index = randn(1, NODES, IN).float(), graph()
+    mask = explainer(x, edge_index).edge_mask
+    assert mask.shape == (EDGES,)
+    assert mask.max() > 0
+    if isinstance(algorithm, AttentionExplainer):
+        apart, _ = remove_self_loops(edge_index) if layer == "gat" else (edge_index, None)
+        _, (_, weights) = explainer.model(x, edge_index, return_attention_weights=True)
+        assert_close(mask[: apart.size(1)], weights[: apart.size(1)].amax(-1))
+
+
+# ----- any graph
+
+
+@every_kind
+@every_layer
+def test_no_edges(layer, kind):
+    conv, x = build(layer, **KINDS[kind]), randn(1, NODES, IN).requires_grad_()
+    out = conv(x, torch.empty(2, 0, dtype=torch.long))
+    expected = conv.lin(x) + conv.bias if layer == "gat" else conv.lin_skip(x)
+    assert_close(out, expected)
+    _, gradients = value_and_gradients(out, x, *conv.parameters())
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@every_kind
+@every_layer
+def test_no_nodes(layer, kind):
+    conv = build(layer, **KINDS[kind])
+    out = conv(randn(1, 0, IN), torch.empty(2, 0, dtype=torch.long))
+    assert out.shape == (0, HEADS * OUT)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e4, 1e12])
+@every_layer
+def test_any_magnitude(layer, size, p):
+    conv = build(layer, p=p, spectrum="implicit", **few).float().train()
+    x = (size * randn(1, NODES, IN)).float().requires_grad_()
+    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    gradients = torch.autograd.grad(weights.square().sum(), [x, *conv.parameters()], materialize_grads=True)
+    assert weights.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@every_layer
+def test_any_degree(layer):
+    """A hub to which 10,007 nodes send."""
+    count = 10_007
+    conv, x = build(layer, **few).float(), randn(1, count, IN).float()
+    edge_index = torch.stack([torch.arange(count), torch.zeros(count, dtype=torch.long)])
+    _, (index, weights) = conv(x, edge_index, return_attention_weights=True)
+    sums = torch.zeros(count, HEADS).index_add(0, index[1], weights)
+    assert_close(sums[0], torch.ones(HEADS), rtol=1e-3, atol=0.0)
+    assert degree(index[1])[0] == count
+
+
+@every_layer
+def test_an_edge_to_a_node_that_is_missing_is_refused(layer):
+    conv, x = build(layer, **few), randn(1, 3, IN)
+    for wrong in ([[0], [7]], [[7], [0]]):
+        with pytest.raises((IndexError, RuntimeError)):
+            conv(x, torch.tensor(wrong))
+
+
+# ----- training
+
+
+@pytest.mark.parametrize("kind", ["implicit", "copula"])
+@every_layer
+def test_regulariser(layer, kind):
+    conv = build(layer, **KINDS[kind])
+    assert attention_kl(conv) == 0
+    conv(randn(1, NODES, IN), graph())
+    assert conv.kl > 0
+    model = torch.nn.ModuleList([conv, IKAN(4, 2), build(layer, **few)])
+    assert_close(attention_kl(model), conv.kl)
+    attention_kl(model).backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in conv.spectrum.parameters())
+
+
+@every_layer
+def test_weights_are_dropped_in_training_alone(layer):
+    conv, x = build(layer, dropout=0.5, **few), randn(1, NODES, IN)
+    evaluated = conv(x, graph())
+    assert conv(x, graph()).equal(evaluated)
+    conv.train()
+    torch.manual_seed(0)
+    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    assert 0.2 < weights.eq(0).double().mean() < 0.8
+
+
+@pytest.mark.parametrize("kind", ["direct", "copula"])
+@every_layer
+def test_learns_which_neighbours_matter(layer, kind):
+    """Each node is to say the sign of its neighbour with the large first feature; a mean over neighbours cannot."""
+    torch.manual_seed(0)
+    nodes = 200
+    x = torch.randn(nodes, 4)
+    neighbours = torch.randint(nodes, (nodes, 5))
+    edge_index = torch.stack([neighbours.flatten(), torch.arange(nodes).repeat_interleave(5)])
+    told = neighbours.gather(1, x[neighbours][..., 0].argmax(1, keepdim=True)).squeeze(1)
+    label = (x[told, 1] > 0).long()
+    conv = LAYERS[layer](4, 8, 2, **{**KINDS[kind], "num_samples": 16})
+    head = torch.nn.Linear(16, 2)
+    optimizer = torch.optim.Adam([*conv.parameters(), *head.parameters()], lr=0.02)
+    for _ in range(150):
+        loss = F.cross_entropy(head(conv(x, edge_index)), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (head(conv.eval()(x, edge_index)).argmax(-1) == label).double().mean() > 0.75
+
+
+# ----- mistakes
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"p": 0.5}, "p must be at least 1"),
+        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+        ({"spectrum": "explicit"}, "spectrum must be one of 'direct', 'implicit', 'copula', got 'explicit'"),
+        ({"init": "zero"}, "init must be 'rbf' or 'paper'"),
+        ({"spectrum": "implicit", "prior_std": 0.0}, "prior_std must be positive"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+    ],
+)
+@every_layer
+def test_options_out_of_range(layer, options, message):
+    with pytest.raises(ValueError, match=message):
+        LAYERS[layer](IN, OUT, HEADS, **options)
+
+
+@every_layer
+def test_wrong_inputs(layer):
+    conv = build(layer, edge_dim=EDGE_DIM)
+    with pytest.raises(ValueError, match=f"edge_attr is missing; this layer was made for edges of {EDGE_DIM} features"):
+        conv(randn(1, NODES, IN), graph())
+
+
+def test_a_static_graph_is_refused():
+    with pytest.raises(ValueError, match=r"x must have shape \(nodes, channels\)"):
+        build("gat")(randn(1, 2, NODES, IN), graph())
+
+
+def test_the_rest_of_the_package_needs_no_pyg():
+    code = "import sys, ika_lightning.attention; assert 'torch_geometric' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
