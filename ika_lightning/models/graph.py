@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 #: anything else to be called with (width of the input, width of the output), and ``heads`` and ``concat`` if it has
 #: these arguments.
 ConvFactory = Callable[[int, int], nn.Module]
+
+# Share of features that are not zero, below which they are few.
+_FEW = 0.2
 
 
 class GraphNetwork(nn.Module):
@@ -87,6 +91,15 @@ class GraphNetwork(nn.Module):
         """
         edges = (edge_attr,) if self.has_edge_features else ()
         for conv in self.hidden:
-            x = F.elu(conv(self.dropout(x), edge_index, *edges))
-        scores: Tensor = self.last(self.dropout(x), edge_index, *edges)
+            x = F.elu(conv(self._drop(x), edge_index, *edges))
+        scores: Tensor = self.last(self._drop(x), edge_index, *edges)
         return scores
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Drop features in training."""
+        # Bags of words are nearly all zeros, which stay what they are whatever is drawn for them. Drawing for the
+        # others alone takes a sixth of the time on Cora. Zeros that are differentiated do need a draw.
+        if not self.training or x.requires_grad or x.count_nonzero() > _FEW * x.numel():
+            return self.dropout(x)
+        where = x.flatten().nonzero().squeeze(1)
+        return torch.zeros_like(x).put_(where, self.dropout(x.flatten().index_select(0, where)))

@@ -42,3 +42,27 @@ def test_mistakes():
         GraphNetwork(5, 3, GATConv, depth=0)
     with pytest.raises(ValueError, match="has 2 features of edges, and the convolution no argument edge_dim"):
         GraphNetwork(5, 3, GCNConv, num_edge_features=2)
+
+
+def test_dropout_of_features_that_are_nearly_all_zero_is_dropout():
+    seen = []
+
+    class Spy(torch.nn.Linear):
+        def forward(self, x, edge_index):
+            seen.append(x)
+            return super().forward(x)
+
+    x = torch.zeros(101, 103)
+    x[::7, ::3] = torch.arange(1.0, 1 + 15 * 35).view(15, 35)
+    net = GraphNetwork(103, 3, Spy, depth=1, dropout=0.4)
+    for _ in range(64):
+        net(x, EDGE_INDEX)
+    drawn = torch.stack(seen)
+    factor = (drawn / x)[:, x > 0]
+    assert_close(factor, (factor > 0) / 0.6)
+    assert factor.mean().item() == pytest.approx(1.0, abs=0.02)  # 3 standard errors are 0.013
+    assert not drawn[:, x == 0].any()
+    assert not drawn[0].equal(drawn[1])
+    seen.clear()
+    net.eval()(x, EDGE_INDEX)
+    assert seen[0] is x
