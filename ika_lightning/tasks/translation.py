@@ -33,6 +33,7 @@ class Translation(Task):
 
     ``val/loss`` and ``test/loss`` are without smoothing. Validation translates greedily, testing and prediction by beam
     search. ``bleu`` (13a, cased) and ``chrf`` are those of sacreBLEU, from 0 to 100; testing prints their signatures.
+    ``exact_match`` is the share of the translations that are their reference to the letter.
 
     To train with averaged weights, add ``lightning.pytorch.callbacks.EMAWeightAveraging`` to the trainer: validation
     and checkpoints then have the averages.
@@ -231,6 +232,8 @@ class Translation(Task):
         references = [reference for _, reference in batch.texts]
         metrics["bleu"].update(translations, references)
         metrics["chrf"].update(translations, references)
+        matches = [float(written == reference) for written, reference in zip(translations, references, strict=True)]
+        metrics["exact_match"].update(matches)
         return translations
 
     def _log_metrics(self, stage: str, metrics: MetricCollection) -> dict[str, float]:
@@ -242,5 +245,6 @@ class Translation(Task):
 
 
 def _metrics() -> MetricCollection:
-    metrics = {"loss": MeanMetric(), "bleu": CorpusScore(BLEU()), "chrf": CorpusScore(CHRF())}
+    scores = {"bleu": CorpusScore(BLEU()), "chrf": CorpusScore(CHRF())}
+    metrics = {"loss": MeanMetric(), **scores, "exact_match": MeanMetric()}
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]

@@ -77,6 +77,7 @@ def test_it_learns_to_read_backwards(attention, parallel, tmp_path) -> None:
     assert fit.callback_metrics["train/loss"] < 0.05
     assert measured["test/loss"] < 0.1
     assert measured["test/bleu"] > 95
+    assert measured["test/exact_match"] > 0.8
 
 
 def test_training_loss_is_cross_entropy_and_kl(trained) -> None:
@@ -148,6 +149,8 @@ def test_scores_of_a_model(trained, tmp_path, capsys) -> None:
     assert measured["test/bleu"] == pytest.approx(bleu, rel=1e-5)
     assert measured["test/chrf"] == pytest.approx(chrf, rel=1e-5)
     assert measured["test/loss"] == pytest.approx(-log_p / tokens, rel=1e-5)
+    # a model of one epoch gets none of these right; of a trained one, see the slow test above
+    assert measured["test/exact_match"] == sum(map(str.__eq__, written, references)) / len(written)
     printed = capsys.readouterr().out.splitlines()
     version = f"version:{sacrebleu.__version__}"
     assert f"bleu {bleu:.2f} nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|{version}" in printed
