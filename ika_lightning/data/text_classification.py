@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
-from ika_lightning.data.loader import LengthSampler, Loader, pad
+from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
@@ -435,7 +435,7 @@ class TextClassificationData(LightningDataModule):
         return [tokens[: self.max_length] or [UNKNOWN] for tokens in encoded]
 
     def _sampler(self, texts: _Texts, shuffle: bool = False) -> LengthSampler:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = processes(self)
         lengths = np.array([len(tokens) for tokens in texts.tokens])
         return LengthSampler(
             lengths, batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world=world
