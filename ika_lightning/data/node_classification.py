@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
 from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
 from ika_lightning.data.loader import Loader, processes
 from ika_lightning.data.neighbours import Neighbours
@@ -240,6 +241,14 @@ class NodeClassificationData(LightningDataModule):
             state_dict: What :meth:`state_dict` gave.
         """
         self._known, self._graph = state_dict, None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of the graph that was read, and of the mask of each split."""
+        if (graph := self._graph) is None:
+            return {}
+        edges = (graph.edge_index, graph.edge_attr)
+        return {"graph": fingerprint(graph.x, graph.y, edges), **{s: fingerprint(graph[f"{s}_mask"]) for s in SPLITS}}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 

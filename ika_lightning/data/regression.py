@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
 from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import Loader, processes, shares
 from ika_lightning.data.table import (
     MISSING,
@@ -218,6 +219,13 @@ class RegressionData(LightningDataModule):
         if self.unseen != "error":
             encoder.unseen = self.unseen
         self._encoder, self._rows = encoder, None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of what was read, and which rows are in which part of it."""
+        if self._table is None:
+            return {}
+        return {"table": fingerprint(self._table), **{part: fingerprint(rows) for part, rows in self._splits.items()}}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
 from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import END, START, Tokenizer
@@ -218,6 +219,11 @@ class TranslationData(LightningDataModule):
         """
         source = Tokenizer(state_dict["source"])
         self._tokenizers = source, Tokenizer(state_dict["target"]) if "target" in state_dict else source
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of the pairs of each split that was read."""
+        return {split: fingerprint(pairs.source, pairs.target) for split, pairs in self._pairs.items()}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class Task(LightningModule, ABC):
         self.net = None
         self.train_kl = MeanMetric()
         self._seed: int | None = None
-        self._weight: Tensor | int = 0  # samples of the batch
+        self._weight: Tensor | int = 0  # samples of the batch, on average over the processes
         self._update_weight: Tensor | int = 0  # and of the batches so far of the update that is being made
 
     @abstractmethod
@@ -84,20 +84,46 @@ class Task(LightningModule, ABC):
             raise ValueError(f"{name} needs {wanted}, got {type(data).__name__}; give --data {wanted}")
         return data
 
-    def objective(self, loss: Tensor, samples: Tensor | int) -> Tensor:
+    def setup(self, stage: str) -> None:
+        """Check that all processes have read the same data: their shares would not be those of one batch.
+
+        Raises:
+            ValueError: If they have not; in every process.
+        """
+        if self.trainer.world_size == 1:
+            return
+        here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
+        first = self.trainer.strategy.broadcast(here)
+        differing = sorted(part for part in here.keys() | first.keys() if here.get(part) != first.get(part))
+        same = self.trainer.strategy.reduce_boolean_decision(not differing, all=True)
+        if not same:
+            what = f"; here, {', '.join(differing)} differs from process 0" if differing else ""
+            raise ValueError(
+                f"the processes have read different data (process {self.global_rank} of {self.trainer.world_size}"
+                f"{what}); give all machines the same files"
+            )
+
+    def objective(self, loss: Tensor, samples: Tensor | int, inputs: int | None = None) -> Tensor:
         """Return the loss of a batch plus the weighted divergence of the attention's spectra from their priors.
 
-        The divergence is logged unweighted, as ``train/kl``.
+        The average over processes is that of the joint batch, whatever its shares. The divergence is logged unweighted,
+        as ``train/kl``.
 
         Args:
             loss: Mean over the samples of the batch.
             samples: How many these are. The share of one process may have none; its loss has to be finite.
+            inputs: How many inputs the divergence is the mean over, if they are not the samples.
         """
-        self._weight = samples
+        counted = samples if inputs is None else inputs
         kl = attention_kl(self)
-        self.train_kl.update(kl.detach(), weight=samples)
+        self.train_kl.update(kl.detach(), weight=counted)
         self.log("train/kl", self.train_kl, on_step=False, on_epoch=True)
-        return loss + self.kl_weight * kl
+        dtype = torch.promote_types(torch.float32, loss.dtype)
+        counts = torch.stack([torch.as_tensor(n, dtype=dtype, device=self.device) for n in (samples, counted)])
+        means = counts if self._trainer is None else self.trainer.strategy.reduce(counts.clone())  # over the processes
+        self._weight = means[0]
+        share = counts / means
+        return share[0] * loss + share[1] * (self.kl_weight * kl)
 
     def on_fit_start(self) -> None:
         """Note the seed; a training that goes on has that of its checkpoint."""
@@ -116,12 +142,10 @@ class Task(LightningModule, ABC):
         self._update_weight = self._update_weight + self._weight
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the samples of the update, over its batches and processes."""
-        # Lightning has divided by the number of batches, and averaged over processes.
-        dtype = torch.promote_types(torch.float32, self.dtype)  # type: ignore[arg-type]
-        samples = self.trainer.strategy.reduce(torch.as_tensor(self._update_weight, dtype=dtype, device=self.device))
+        """Make the gradient that of the mean over the samples of the update."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches / samples)
+        # Lightning has divided by the number of batches
+        torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches / self._update_weight)
         self._update_weight = 0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

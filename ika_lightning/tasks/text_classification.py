@@ -149,7 +149,7 @@ class TextClassification(Task):
         samples = len(batch.label) if self.weights is None else self.weights[batch.label].sum()
         self.train_loss.update(loss.detach(), weight=samples)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return self.objective(loss, samples)
+        return self.objective(loss, samples, inputs=len(batch.label))
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         """Measure a batch of validation texts."""

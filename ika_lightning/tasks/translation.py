@@ -144,7 +144,7 @@ class Translation(Task):
         loss, tokens = self._cross_entropy(batch, self.label_smoothing)
         self.train_loss.update(loss.detach(), weight=tokens)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return self.objective(loss, tokens)
+        return self.objective(loss, tokens, inputs=len(batch.number))
 
     def validation_step(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Measure a batch of validation sentences, translated greedily."""
