@@ -49,3 +49,11 @@ def test_two_processes_are_one_with_the_joint_batch(task: str, two_processes: Pa
     assert_close(shared["measured"], alone["measured"], rtol=1e-6, atol=1e-7)
     stages = {name.partition("/")[0] for name in alone["measured"]}
     assert stages == {"train", "val", "test"} and alone["measured"]["train/kl"] > 0
+
+
+def test_other_data_in_one_of_them_is_noticed_by_all(two_processes: Path) -> None:
+    first, second = ((two_processes / f"error{rank}").read_text() for rank in (0, 1))
+    end = "; give all machines the same files"
+    assert first == f"the processes have read different data (process 0 of 2){end}"
+    parts = "table, test, train, val differs from process 0"
+    assert second == f"the processes have read different data (process 1 of 2; here, {parts}){end}"

@@ -117,6 +117,8 @@ class LastCheckpoint(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning would leave out the schedulers at the end of an epoch that it has gone on with
+        trainer.fit_loop._restarting = False
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a part of a gradient is in no checkpoint
         leaves = trainer.strategy.reduce_boolean_decision(self._terminated, all=False)

@@ -273,7 +273,7 @@ class Command(LightningCLI):
     def _last_checkpoint(self) -> str:
         """An ending for what is said when a training is left: what to go on from, if there is something."""
         paths = [callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint)]  # type: ignore[attr-defined]
-        return f"; go on with --ckpt_path {paths[0]}" if paths and paths[0] else ""
+        return f"; the last checkpoint is {paths[0]}" if paths and paths[0] else ""
 
     def before_fit(self) -> None:
         """Say what differs from the run that is gone on with, and let its logs go on as well."""
