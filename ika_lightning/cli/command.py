@@ -60,6 +60,8 @@ NOISE = (
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # layers are built late to know the data's sizes, not to be sharded
     "You're using the WeightAveraging callback with a model that overrides the configure_model",
+    # the figures of an epoch come from torchmetrics, which have the shares of all processes in them
+    "It is recommended to use `self.log.*sync_dist=True",
     # Lightning's use of PyTorch, none of the user's business
     ".*LeafSpec.* is deprecated",
 )
@@ -299,8 +301,8 @@ class Command(LightningCLI):
             print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
-        if self.trainer.logger is not None and self.trainer.log_dir is not None:
-            folder = _shown(self.trainer.log_dir)
+        if log_dir := getattr(self.trainer.logger, "log_dir", None):  # the trainer's own would wait for all processes
+            folder = _shown(log_dir)
             print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
         if best:
             print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
