@@ -336,7 +336,7 @@ class TestFit:
 
     def test_leaves_nothing_else(self, run_folder):
         names = {path.name.split(".")[0] for path in run_folder.rglob("*")}
-        assert names == {"checkpoints", "best", "last", "config", "hparams", "events"}
+        assert names == {"checkpoints", "best", "last", "before_last", "config", "run", "hparams", "events"}
 
     def test_options_override_files_wherever_they_stand(self, capsys):
         Path("x.yaml").write_text("model: ToyModel\ndata: ToyData\ntrainer:\n  max_epochs: 7")
@@ -355,10 +355,10 @@ class TestFit:
         code, stdout, _ = run(capsys, "fit", *TOY, *QUIET, "--trainer.max_epochs", "3", "--ckpt_path", "last")
         assert code == 0 and "version_0" in stdout
         last = Path("runs/toymodel/version_0/checkpoints/last.ckpt")
-        assert torch.load(last, weights_only=True)["epoch"] == 2
+        assert torch.load(last, weights_only=True)["epoch"] == 3
         code, *_ = run(capsys, "fit", "--ckpt_path", str(last), "--trainer.max_epochs", "4")
         assert code == 0
-        assert torch.load(last, weights_only=True)["epoch"] == 3
+        assert torch.load(last, weights_only=True)["epoch"] == 4
         assert [path.name for path in Path("runs/toymodel").iterdir()] == ["version_0"]
 
     def test_twice_into_one_folder(self, capsys):
@@ -366,7 +366,7 @@ class TestFit:
         for _ in range(2):
             assert run(capsys, "fit", *TOY, *QUIET, *version)[0] == 0
         names = sorted(path.name for path in Path("runs/toymodel/version_3/checkpoints").iterdir())
-        assert names == ["best.ckpt", "last.ckpt"]
+        assert names == ["before_last.ckpt", "best.ckpt", "last.ckpt"]
 
     def test_without_a_logger(self, capsys):
         plain = ["--trainer.logger", "false", "--trainer.max_epochs", "1"]

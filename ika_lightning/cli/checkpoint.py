@@ -27,7 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         whole = zipfile.is_zipfile(file)  # its directory is at the end
     if not whole:
-        raise UsageError(f"{path} is not a checkpoint, or was cut short")
+        raise UsageError(f"{path} is not a checkpoint, or was cut short{_others(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -35,11 +35,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         what = code[1] if code else "more than tensors"
         raise UsageError(f"{path} holds {what}, which takes running code from the file to load: refused") from error
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+        raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
     for key in ("state_dict", "pytorch-lightning_version"):
         if not isinstance(checkpoint, dict) or key not in checkpoint:
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
     return checkpoint
+
+
+def _others(path: Path) -> str:
+    """An ending for an error about a damaged checkpoint: the newest whole one beside it, or nothing."""
+    beside = sorted(path.parent.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return next((f"; the one before is {file}" for file in beside if file != path and zipfile.is_zipfile(file)), "")
 
 
 def config_text(checkpoint: dict[str, Any], path: Path) -> str | None:

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -14,13 +15,14 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 import ika_lightning.attention
 import ika_lightning.callbacks
 import ika_lightning.data
 import ika_lightning.tasks  # noqa: F401 (imported classes are known by their short names)
-from ika_lightning.callbacks import PredictionWriter
+from ika_lightning.callbacks import LastCheckpoint, PredictionWriter
 from ika_lightning.cli import PROGRAM
 from ika_lightning.cli.checkpoint import KEYWORDS, config_text, known_checkpoints, read_checkpoint
 from ika_lightning.cli.explain import (
@@ -31,6 +33,9 @@ from ika_lightning.cli.explain import (
     raised_by_jsonargparse,
     raised_on_purpose,
 )
+from ika_lightning.cli.logs import go_on_logging
+from ika_lightning.cli.record import differences, record
+from ika_lightning.data.files import write_atomically
 
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -40,7 +45,6 @@ CHECKPOINT = {
     "monitor": "val/loss",
     "mode": "min",
     "filename": "best",
-    "save_last": True,
     # the same two names at every run, for commands to be written down before it
     "enable_version_counter": False,
     "auto_insert_metric_name": False,
@@ -51,10 +55,13 @@ NOISE = (
     ".*is smaller than the logging interval",
     # a resumed run goes on in its own folder
     "Checkpoint directory .* exists and is not empty",
+    "Experiment logs directory .* exists and is not empty",
     # evaluation leaves out the callbacks of training
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
     # layers are built late to know the data's sizes, not to be sharded
     "You're using the WeightAveraging callback with a model that overrides the configure_model",
+    # the figures of an epoch come from torchmetrics, which have the shares of all processes in them
+    "It is recommended to use `self.log.*sync_dist=True",
     # Lightning's use of PyTorch, none of the user's business
     ".*LeafSpec.* is deprecated",
 )
@@ -68,22 +75,29 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Puts the configuration of a training into its log folder and into every one of its checkpoints."""
+    """Puts the configuration of a training, and what else it depends on, into its log folder and its checkpoints."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.text = self.parser.dump(self.config, skip_unset=False)
+        self.record = record(trainer.datamodule)  # type: ignore[attr-defined]
         folder = trainer.log_dir  # asked on every rank: it is a broadcast
         if folder and trainer.is_global_zero:
             os.makedirs(folder, exist_ok=True)
-            # moved into place, so that a reader never meets half a file
-            half = Path(folder, f".config.yaml.{os.getpid()}")
-            half.write_text(self.text)
-            half.replace(Path(folder, "config.yaml"))
+            write_atomically(Path(folder, "config.yaml"), self.text.encode())
+            write_atomically(Path(folder, "run.yaml"), yaml.safe_dump(self.record, sort_keys=False).encode())
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.text
+        checkpoint["run"] = self.record
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say on which versions and which data the training goes on that it did not begin with."""
+        kept = {key: checkpoint.get("run", self.record)[key] for key in ("versions", "data")}
+        if trainer.is_global_zero and (found := differences(kept, {key: self.record[key] for key in kept})):
+            print(f"note: going on with other versions or data than before: {'; '.join(found)}", file=sys.stderr)
 
 
 class Command(LightningCLI):
@@ -132,6 +146,7 @@ class Command(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.fits:
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+            parser.add_lightning_class_args(LastCheckpoint, "last")
             parser.add_lightning_class_args(EarlyStopping, "early_stopping")
             parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT.items()})
             parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
@@ -214,7 +229,6 @@ class Command(LightningCLI):
             if not found:
                 raise UsageError(f"--ckpt_path last: no last.ckpt below {runs} to go on from{known_checkpoints()}")
             config.ckpt_path = str(found[-1])
-            read_checkpoint(found[-1])
         if settings is not None and config.ckpt_path:
             folder = Path(config.ckpt_path).parent.parent
             if folder.parent.resolve() == runs.resolve() and settings.version is None:
@@ -234,7 +248,9 @@ class Command(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            trainer.callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+            return trainer
         except (TypeError, ValueError) as error:  # an option of the trainer that its types alone could not refuse
             raise UsageError(str(error)) from error
 
@@ -247,11 +263,32 @@ class Command(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            if self.trainer.is_global_zero:
+                print(f"terminated{self._last_checkpoint()}", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):  # the trainer makes an exit of Ctrl-C
-                last = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-                raise KeyboardInterrupt(f"; the last checkpoint is {last}" if last else "") from None
+                raise KeyboardInterrupt(self._last_checkpoint()) from None
             raise
+
+    def _last_checkpoint(self) -> str:
+        """An ending for what is said when a training is left: what to go on from, if there is something."""
+        paths = [callback.path for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint)]  # type: ignore[attr-defined]
+        return f"; the last checkpoint is {paths[0]}" if paths and paths[0] else ""
+
+    def before_fit(self) -> None:
+        """Say what differs from the run that is gone on with, and let its logs go on as well."""
+        path = self.config.fit.ckpt_path
+        if path is None:
+            return
+        checkpoint = read_checkpoint(Path(path))
+        before = yaml.safe_load(config_text(checkpoint, Path(path)) or "{}")
+        now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        if before and (found := differences(before, now)) and self.trainer.is_global_zero:
+            print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)
+        for logger in self.trainer.loggers if self.trainer.is_global_zero else []:
+            go_on_logging(logger, checkpoint["global_step"])
 
     def after_fit(self) -> None:
         """Say where the results are and what to do with them."""
@@ -264,8 +301,8 @@ class Command(LightningCLI):
             print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
-        if self.trainer.logger is not None and self.trainer.log_dir is not None:
-            folder = _shown(self.trainer.log_dir)
+        if log_dir := getattr(self.trainer.logger, "log_dir", None):  # the trainer's own would wait for all processes
+            folder = _shown(log_dir)
             print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
         if best:
             print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
@@ -307,7 +344,7 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _of_file(text: str) -> str:
     """A configuration file as evaluation reads it: a training's callbacks and logger would write where it wrote."""
     sections = yaml.safe_load(text)
-    for section in ("checkpoint", "early_stopping"):
+    for section in ("checkpoint", "last", "early_stopping"):
         sections.pop(section, None)
     for key in ("callbacks", "logger"):
         (sections.get("trainer") or {}).pop(key, None)

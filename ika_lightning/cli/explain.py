@@ -42,6 +42,12 @@ def user_message(error: BaseException) -> str | None:
             return str(error)
         case ValueError() | TypeError() | ImportError() if ours:
             return str(error)
+        case RuntimeError() if "EADDRINUSE" in str(error):
+            port = re.search(r"port: (\d+)", str(error))
+            return (
+                f"port {port[1] if port else ''} of this machine, by which the processes were to meet, is in use; "
+                "choose another with the environment variable MASTER_PORT"
+            )
         case RuntimeError() if str(error).startswith("Error(s) in loading state_dict"):
             return f"the checkpoint does not fit the model: {error}"
     return None

@@ -5,9 +5,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-__all__ = ["LengthSampler", "Loader"]
+__all__ = ["LengthSampler", "Loader", "processes", "shares"]
 
 Batch = TypeVar("Batch")
 
@@ -71,6 +72,41 @@ class Loader(Generic[Batch]):
         self._skip = state_dict["served"]
 
 
+def processes(data: LightningDataModule) -> tuple[int, int]:
+    """Return which process this is, from 0, and how many there are, as the trainer of a data module says.
+
+    Args:
+        data: The data module; without a trainer it is alone.
+
+    Example:
+        >>> processes(LightningDataModule())
+        (0, 1)
+    """
+    return (data.trainer.global_rank, data.trainer.world_size) if data.trainer else (0, 1)
+
+
+def shares(joint: list[np.ndarray], rank: int, world: int) -> list[np.ndarray]:
+    """Cut the batches of all processes together into those of one: nothing twice, nothing left out.
+
+    Each process gets as many batches as the others, or they would wait for one another for ever. So a last batch that
+    is too small to be shared out is put to the one before. A share is empty only if there are fewer samples than
+    processes.
+
+    Args:
+        joint: The joint batches, indices of samples each.
+        rank: Which of the processes this is.
+        world: How many processes there are.
+
+    Example:
+        >>> joint = [np.array([4, 1, 3, 7]), np.array([2])]
+        >>> [[share.tolist() for share in shares(joint, rank, 2)] for rank in (0, 1)]
+        [[[4, 3, 2]], [[1, 7]]]
+    """
+    if len(joint) > 1 and len(joint[-1]) < world:
+        joint = [*joint[:-2], np.concatenate(joint[-2:])]
+    return [batch[rank::world] for batch in joint]
+
+
 class LengthSampler:
     """Draws batches of sequences of similar length, anew each epoch, so that little padding is needed.
 
@@ -83,7 +119,8 @@ class LengthSampler:
         batch_size: Sequences in a batch, at most, and for each process.
         max_tokens: Instead of ``batch_size``: tokens in a batch, at most, with padding and for each process. A longer
             sequence is a batch of its own.
-        shuffle: Draw at random; False goes from short to long, the same in each epoch, and leaves nothing out.
+        shuffle: Draw at random; False goes from short to long, the same in each epoch, and leaves nothing out: see
+            :func:`shares`.
         seed: Seed of the draws.
         rank: Which of the processes this is.
         world: How many processes there are. With ``shuffle``, a last batch with fewer sequences than processes is
@@ -143,8 +180,7 @@ class LengthSampler:
         joint = [batch for pool in self._pools(order) for batch in self._cut(pool)]
         if self.shuffle:
             joint = [joint[i] for i in rng.permutation(len(joint)) if len(joint[i]) >= self.world]
-        shares = [batch[self.rank :: self.world] for batch in joint]
-        return [share for share in shares if len(share)]
+        return shares(joint, self.rank, self.world)
 
     def _pools(self, order: np.ndarray) -> list[np.ndarray]:
         """Cut an order into stretches, and sort each by length; equal lengths stay in order."""

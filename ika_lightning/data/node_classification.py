@@ -13,8 +13,9 @@ from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
 from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
-from ika_lightning.data.loader import Loader
+from ika_lightning.data.loader import Loader, processes
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
@@ -186,8 +187,8 @@ class NodeClassificationData(LightningDataModule):
             graph = _without(graph, graph.val_mask | graph.test_mask)
         batch = _batch(graph, graph.train_mask & (graph.y >= 0))
         if self.batch_size is None:
-            return _whole(batch)
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+            return self._whole(batch)
+        rank, world = processes(self)
         sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, rank=rank, world=world)
         neighbours = Neighbours(batch.edge_index, len(batch.x), self.num_neighbors)
 
@@ -203,7 +204,7 @@ class NodeClassificationData(LightningDataModule):
     def val_dataloader(self) -> Loader[NodeBatch] | list[Loader[NodeBatch]]:
         """The whole graph with its validation nodes; no loader if there are none, and Lightning warns of that."""
         batch = self._part("val")
-        return _whole(batch) if len(batch.asked) else []
+        return self._whole(batch) if len(batch.asked) else []
 
     def test_dataloader(self) -> Loader[NodeBatch]:
         """The whole graph with its test nodes.
@@ -214,7 +215,7 @@ class NodeClassificationData(LightningDataModule):
         batch = self._part("test")
         if not len(batch.asked):
             raise ValueError(f"{self._source} has no labelled test nodes; say which with a split or a test_mask")
-        return _whole(batch)
+        return self._whole(batch)
 
     def predict_dataloader(self) -> Loader[NodeBatch]:
         """The graph to predict for, with all of its nodes."""
@@ -223,7 +224,7 @@ class NodeClassificationData(LightningDataModule):
         else:
             self._new_graph, *_ = self._load(self.predict_path, self.predict_edges_path)
             graph = self._scaled(self._new_graph, self.predict_path)
-        return _whole(_batch(graph, torch.ones(graph.num_nodes, dtype=torch.bool)))
+        return self._whole(_batch(graph, torch.ones(graph.num_nodes, dtype=torch.bool)))
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint keeps: names of classes and features, and the scaling.
@@ -240,6 +241,14 @@ class NodeClassificationData(LightningDataModule):
             state_dict: What :meth:`state_dict` gave.
         """
         self._known, self._graph = state_dict, None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of the graph that was read, and of the mask of each split."""
+        if (graph := self._graph) is None:
+            return {}
+        edges = (graph.edge_index, graph.edge_attr)
+        return {"graph": fingerprint(graph.x, graph.y, edges), **{s: fingerprint(graph[f"{s}_mask"]) for s in SPLITS}}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 
@@ -462,6 +471,11 @@ class NodeClassificationData(LightningDataModule):
             graph.x = (graph.x - torch.tensor(known["mean"])) / torch.tensor(known["std"])
         return graph
 
+    def _whole(self, batch: NodeBatch) -> Loader[NodeBatch]:
+        """The whole graph in each process, which asks for its share of the nodes."""
+        rank, world = processes(self)
+        return Loader((batch.asked[rank::world],), lambda asked: batch._replace(asked=asked))
+
     def _part(self, part: str) -> NodeBatch:
         graph = self._encoded()
         return _batch(graph, graph[f"{part}_mask"] & (graph.y >= 0))
@@ -539,7 +553,3 @@ def _without(graph: Data, left_out: Tensor) -> Data:
 
 def _batch(graph: Data, asked: Tensor) -> NodeBatch:
     return NodeBatch(graph.x, graph.edge_index, graph.edge_attr, graph.y, asked.nonzero().squeeze(1))
-
-
-def _whole(batch: NodeBatch) -> Loader[NodeBatch]:
-    return Loader((batch.asked,), lambda _: batch)

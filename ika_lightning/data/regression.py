@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
 from ika_lightning.data.files import check_output, write_atomically
-from ika_lightning.data.loader import Loader
+from ika_lightning.data.fingerprint import fingerprint
+from ika_lightning.data.loader import Loader, processes, shares
 from ika_lightning.data.table import (
     MISSING,
     Missing,
@@ -158,7 +159,7 @@ class RegressionData(LightningDataModule):
     def train_dataloader(self) -> Loader[RowBatch]:
         """Random sets of ``batch_size`` training rows, drawn anew each epoch."""
         rows = self._part("train")
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = processes(self)
         sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world)
         return Loader(sampler, partial(_take, rows))
 
@@ -218,6 +219,13 @@ class RegressionData(LightningDataModule):
         if self.unseen != "error":
             encoder.unseen = self.unseen
         self._encoder, self._rows = encoder, None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of what was read, and which rows are in which part of it."""
+        if self._table is None:
+            return {}
+        return {"table": fingerprint(self._table), **{part: fingerprint(rows) for part, rows in self._splits.items()}}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 
@@ -429,7 +437,10 @@ class RegressionData(LightningDataModule):
         return _take(self._rows, index)
 
     def _in_order(self, rows: RowBatch) -> Loader[RowBatch]:
-        return Loader(torch.arange(len(rows.row)).split(self.max_context), partial(_take, rows))
+        rank, world = processes(self)
+        size = self.max_context * world
+        joint = [np.arange(start, min(start + size, len(rows.row))) for start in range(0, len(rows.row), size)]
+        return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), partial(_take, rows))
 
     def _predict_rows(self) -> RowBatch:
         if self._predict_table is None:
@@ -453,7 +464,7 @@ class RowSampler:
         batch_size: Rows in a set. What is left over at the end is a set if it is at least half of one.
         seed: Seed of the draws.
         rank: Which of the processes this is. Each takes its share of the sets, the same number as the others; if there
-            are fewer sets than processes, each takes all.
+            are fewer sets than processes, each draws all rows in an order of its own.
         world: How many processes there are.
 
     Example:
@@ -478,14 +489,17 @@ class RowSampler:
         return len(list(iter(self)))
 
     def __iter__(self) -> Iterator[Tensor]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        sets = torch.from_numpy(order).split(self.batch_size)
-        # A few left-over rows would make a step as long as the others from a far poorer context.
-        if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2:
-            sets = sets[:-1]
+        sets = self._draw(self.seed, self.epoch)
         if len(sets) >= self.world:
             sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
+        elif self.rank > 0:
+            sets = self._draw(self.seed, self.epoch, self.rank)
         yield from sets
+
+    def _draw(self, *seed: int) -> tuple[Tensor, ...]:
+        sets = torch.from_numpy(np.random.default_rng(seed).permutation(self.count)).split(self.batch_size)
+        # A few left-over rows would make a step as long as the others from a far poorer context.
+        return sets[:-1] if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2 else sets
 
 
 def _take(rows: RowBatch, index: Tensor) -> RowBatch:

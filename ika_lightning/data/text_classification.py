@@ -15,8 +15,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
-from ika_lightning.data.loader import LengthSampler, Loader, pad
+from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
@@ -207,6 +208,11 @@ class TextClassificationData(LightningDataModule):
         self._tokenizer = Tokenizer(state_dict["tokenizer"])
         self._classes, self.max_length = state_dict["classes"], state_dict["max_length"]
         self._encoded = {}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of the labels and texts of each part that was read."""
+        return {part: fingerprint(rows.labels, rows.texts) for part, rows in self._parts.items()}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 
@@ -435,7 +441,7 @@ class TextClassificationData(LightningDataModule):
         return [tokens[: self.max_length] or [UNKNOWN] for tokens in encoded]
 
     def _sampler(self, texts: _Texts, shuffle: bool = False) -> LengthSampler:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = processes(self)
         lengths = np.array([len(tokens) for tokens in texts.tokens])
         return LengthSampler(
             lengths, batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world=world

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
 from ika_lightning.data.files import check_output, read_lines, write_atomically
-from ika_lightning.data.loader import LengthSampler, Loader, pad
+from ika_lightning.data.fingerprint import fingerprint
+from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import END, START, Tokenizer
 
@@ -163,7 +164,7 @@ class TranslationData(LightningDataModule):
         tokens = self._encode("train")
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
         kept = self._filter(lengths - (1, 2))
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = processes(self)
         sampler = LengthSampler(lengths[kept], max_tokens=self.batch_tokens, seed=self.seed, rank=rank, world=world)
 
         def take(index: Tensor) -> TranslationBatch:
@@ -218,6 +219,11 @@ class TranslationData(LightningDataModule):
         """
         source = Tokenizer(state_dict["source"])
         self._tokenizers = source, Tokenizer(state_dict["target"]) if "target" in state_dict else source
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """A SHA-256 of the pairs of each split that was read."""
+        return {split: fingerprint(pairs.source, pairs.target) for split, pairs in self._pairs.items()}
 
     # --- What the model asks ------------------------------------------------------------------------------------------
 
@@ -402,7 +408,7 @@ class TranslationData(LightningDataModule):
         tokens = self._encode(split)
         texts = list(zip(self._pairs[split].source, self._pairs[split].target, strict=True))
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = processes(self)
         sampler = LengthSampler(lengths, batch_size=self.batch_size, shuffle=False, rank=rank, world=world)
 
         def take(index: Tensor) -> TranslationBatch:

@@ -1,4 +1,9 @@
-"""What the four tasks share: an attention that checkpoints can name, an optimizer, and the regulariser in the loss."""
+"""What the four tasks share: an attention that checkpoints can name, an optimizer, and the loss of an update.
+
+Whatever number of processes and batches an update is made of, its loss is the mean over all of their samples, and its
+noise is a function of the seed and the place in the training. So a training that was interrupted goes on as if it had
+not been.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MeanMetric
 
 from ika_lightning.attention import attention_kl
 
@@ -22,7 +31,12 @@ Data = TypeVar("Data", bound=LightningDataModule)
 class Task(LightningModule, ABC):
     """Base of the tasks.
 
-    A subclass builds its network in ``configure_model`` and adds :meth:`regulariser` to its training loss.
+    A subclass builds its network in ``configure_model``, and returns :meth:`objective` of its loss from
+    ``training_step``.
+
+    Dropout and spectra draw from PyTorch's generator. It is seeded before each training step from the seed that it had
+    when the training began, the epoch, the batch and the process: processes draw different noise, and the noise of a
+    step doesn't depend on what was drawn before.
 
     Args:
         optimizer: Called with the parameters.
@@ -49,6 +63,10 @@ class Task(LightningModule, ABC):
         self.scheduler = scheduler
         self.kl_weight = kl_weight
         self.net = None
+        self.train_kl = MeanMetric()
+        self._seed: int | None = None
+        self._weight: Tensor | int = 0  # samples of the batch, on average over the processes
+        self._update_weight: Tensor | int = 0  # and of the batches so far of the update that is being made
 
     @abstractmethod
     def configure_model(self) -> None:
@@ -66,12 +84,77 @@ class Task(LightningModule, ABC):
             raise ValueError(f"{name} needs {wanted}, got {type(data).__name__}; give --data {wanted}")
         return data
 
-    def regulariser(self) -> Tensor:
-        """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""
+    def setup(self, stage: str) -> None:
+        """Check that all processes have read the same data: their shares would not be those of one batch.
+
+        Raises:
+            ValueError: If they have not; in every process.
+        """
+        if self.trainer.world_size == 1:
+            return
+        here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
+        first = self.trainer.strategy.broadcast(here)
+        differing = sorted(part for part in here.keys() | first.keys() if here.get(part) != first.get(part))
+        same = self.trainer.strategy.reduce_boolean_decision(not differing, all=True)
+        if not same:
+            what = f"; here, {', '.join(differing)} differs from process 0" if differing else ""
+            raise ValueError(
+                f"the processes have read different data (process {self.global_rank} of {self.trainer.world_size}"
+                f"{what}); give all machines the same files"
+            )
+
+    def objective(self, loss: Tensor, samples: Tensor | int, inputs: int | None = None) -> Tensor:
+        """Return the loss of a batch plus the weighted divergence of the attention's spectra from their priors.
+
+        The average over processes is that of the joint batch, whatever its shares. The divergence is logged unweighted,
+        as ``train/kl``.
+
+        Args:
+            loss: Mean over the samples of the batch.
+            samples: How many these are. The share of one process may have none; its loss has to be finite.
+            inputs: How many inputs the divergence is the mean over, if they are not the samples.
+        """
+        counted = samples if inputs is None else inputs
         kl = attention_kl(self)
-        # one figure for a step, however many samples it has
-        self.log("train/kl", kl.detach(), on_step=False, on_epoch=True, batch_size=1)
-        return self.kl_weight * kl
+        self.train_kl.update(kl.detach(), weight=counted)
+        self.log("train/kl", self.train_kl, on_step=False, on_epoch=True)
+        dtype = torch.promote_types(torch.float32, loss.dtype)
+        counts = torch.stack([torch.as_tensor(n, dtype=dtype, device=self.device) for n in (samples, counted)])
+        means = counts if self._trainer is None else self.trainer.strategy.reduce(counts.clone())  # over the processes
+        self._weight = means[0]
+        share = counts / means
+        return share[0] * loss + share[1] * (self.kl_weight * kl)
+
+    def on_fit_start(self) -> None:
+        """Note the seed; a training that goes on has that of its checkpoint."""
+        if self._seed is None or self.trainer.ckpt_path is None:
+            self._seed = torch.initial_seed()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the noise of the step."""
+        assert self._seed is not None
+        place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Add to the gradient, the batch weighted by its samples."""
+        super().backward(loss * self._weight, *args, **kwargs)
+        self._update_weight = self._update_weight + self._weight
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradient that of the mean over the samples of the update."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        # Lightning has divided by the number of batches
+        torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches / self._update_weight)
+        self._update_weight = 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the noise."""
+        checkpoint["noise_seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the seed of the noise; a subclass builds its network as the checkpoint's was."""
+        self._seed = checkpoint.get("noise_seed")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""

@@ -89,6 +89,7 @@ class NodeClassification(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network as the checkpoint's was."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if any(saved.get(name) is None for name in _FROM_DATA):
             raise ValueError(
@@ -106,10 +107,12 @@ class NodeClassification(Task):
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Return the loss of the nodes asked for."""
-        loss = F.cross_entropy(self(batch), batch.y[batch.asked])
-        self.train_loss.update(loss.detach(), weight=len(batch.asked))
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=len(batch.asked))
-        return loss + self.regulariser()
+        samples = len(batch.asked)
+        # the share of one process may have none
+        loss = F.cross_entropy(self(batch), batch.y[batch.asked], reduction="sum") / max(1, samples)
+        self.train_loss.update(loss.detach(), weight=samples)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=max(1, samples))
+        return self.objective(loss, samples)
 
     def validation_step(self, batch: NodeBatch, batch_idx: int) -> None:
         """Measure the validation nodes."""
@@ -148,6 +151,8 @@ class NodeClassification(Task):
         self.val_metrics, self.test_metrics = (_metrics(sizes["num_classes"]).to(self.device) for _ in range(2))
 
     def _measure(self, metrics: MetricCollection, batch: NodeBatch) -> None:
+        if not len(batch.asked):  # the share of one process may have none
+            return
         scores, label = self(batch), batch.y[batch.asked]
         metrics["loss"].update(F.cross_entropy(scores, label, reduction="none"))
         for name in ("accuracy", "f1"):

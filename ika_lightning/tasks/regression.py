@@ -108,6 +108,7 @@ class Regression(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network as the checkpoint's was."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if any(saved.get(name) is None for name in _FROM_DATA):
             raise ValueError("the checkpoint is not one of Regression: it does not say " + ", ".join(_FROM_DATA))
@@ -133,15 +134,15 @@ class Regression(Task):
         answers, target = self.net(batch.features[asking:], batch.features[:asking]), batch.target[:asking]
         self.train_loss.update(answers.detach(), target)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return F.mse_loss(answers, target) + self.regulariser()
+        return self.objective(F.mse_loss(answers, target), len(target))
 
     def validation_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of validation rows."""
-        self.val_metrics.update(self(batch.features), batch.target)
+        self._measure(self.val_metrics, batch)
 
     def test_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of test rows."""
-        self.test_metrics.update(self(batch.features), batch.target)
+        self._measure(self.test_metrics, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured."""
@@ -172,10 +173,15 @@ class Regression(Task):
         context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
         self.register_buffer("context", context)
 
+    def _measure(self, metrics: MetricCollection, batch: RowBatch) -> None:
+        if len(batch.target):  # the share of one process may have none
+            metrics.update(self(batch.features), batch.target)
+
     def _log_metrics(self, stage: str, metrics: MetricCollection) -> None:
         """Log the errors in the target's own units: they were measured on the standardised scale."""
+        rows = self.trainer.strategy.reduce(metrics["r2"].total.clone(), reduce_op="sum")  # type: ignore[operator]
         for name, metric in metrics.items():
-            if isinstance(metric, R2Score) and metric.total < 2:
+            if name == "r2" and rows < 2:
                 continue
             unit = self.hparams["target_std"] if name in ("rmse", "mae") else 1.0
             self.log(f"{stage}/{name}", metric.compute() * unit, prog_bar=name == "rmse")

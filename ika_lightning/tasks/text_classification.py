@@ -125,6 +125,7 @@ class TextClassification(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network as the checkpoint's was."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if any(saved.get(name) is None for name in ("num_tokens", "classes")):
             raise ValueError("the checkpoint is not one of TextClassification: it does not say num_tokens and classes")
@@ -145,9 +146,10 @@ class TextClassification(Task):
         loss = F.cross_entropy(
             self(batch.tokens), batch.label, weight=self.weights, label_smoothing=self.label_smoothing
         )
-        self.train_loss.update(loss.detach(), weight=len(batch.label))
+        samples = len(batch.label) if self.weights is None else self.weights[batch.label].sum()
+        self.train_loss.update(loss.detach(), weight=samples)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return loss + self.regulariser()
+        return self.objective(loss, samples, inputs=len(batch.label))
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         """Measure a batch of validation texts."""
@@ -227,6 +229,8 @@ class TextClassification(Task):
         return torch.tensor(self.class_weights)
 
     def _measure(self, metrics: MetricCollection, batch: TextBatch) -> None:
+        if not len(batch.label):  # the share of one process may have none
+            return
         logits = self(batch.tokens)
         metrics["loss"].update(F.cross_entropy(logits, batch.label, reduction="none"))
         for name in ("accuracy", "f1", "confusion"):

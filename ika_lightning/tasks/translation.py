@@ -10,7 +10,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 
 from ika_lightning.attention import MIKAN
@@ -106,7 +105,6 @@ class Translation(Task):
         self.greedy_search = Search(**special, beam=1)  # type: ignore[arg-type]
         self.train_loss = MeanMetric()
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
-        self._update_tokens: Tensor | int = 0  # in the batches of the update that is being made
         self._samples: dict[int, tuple[str, str, str]] = {}
 
     def configure_model(self) -> None:
@@ -122,6 +120,7 @@ class Translation(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network as the checkpoint's was."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if saved.get("source_vocabulary") is None:
             raise ValueError("the checkpoint is not one of Translation: it does not say source_vocabulary")
@@ -142,20 +141,11 @@ class Translation(Task):
         return scores
 
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
-        """Return the loss, summed over the tokens of the batch; :meth:`on_before_optimizer_step` makes it a mean."""
+        """Return the loss of a batch."""
         loss, tokens = self._cross_entropy(batch, self.label_smoothing)
-        self.train_loss.update(loss.detach() / tokens, weight=tokens)
+        self.train_loss.update(loss.detach(), weight=tokens)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self._update_tokens = self._update_tokens + tokens
-        return loss + tokens * self.regulariser()
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the tokens of the update, over its batches and processes."""
-        # Lightning has divided by the number of batches, and averaged over processes.
-        tokens = self.trainer.strategy.reduce(torch.as_tensor(self._update_tokens, device=self.device).float())
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches / tokens)
-        self._update_tokens = 0
+        return self.objective(loss, tokens, inputs=len(batch.number))
 
     def validation_step(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Measure a batch of validation sentences, translated greedily."""
@@ -210,7 +200,7 @@ class Translation(Task):
         )
 
     def _cross_entropy(self, batch: TranslationBatch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return the sum over the target tokens of a batch, and their number."""
+        """Return the mean over the target tokens of a batch, and their number."""
         inputs, labels = batch.target[:, :-1], batch.target[:, 1:]
         scores = self(batch.source, inputs)
         loss = F.cross_entropy(
@@ -218,15 +208,16 @@ class Translation(Task):
             labels.flatten(),
             ignore_index=PADDING,
             label_smoothing=label_smoothing,
-            reduction="sum",
         )
         return loss, (labels != PADDING).sum()
 
     def _measure(self, batch: TranslationBatch, search: Search, metrics: MetricCollection) -> list[str]:
         """Update the metrics with a batch, and return its translations."""
         assert self.net is not None
+        if not len(batch.number):  # the share of one process may have none
+            return []
         loss, tokens = self._cross_entropy(batch)
-        metrics["loss"].update(loss / tokens, weight=tokens)
+        metrics["loss"].update(loss, weight=tokens)
         best = [hypotheses[0].tokens for hypotheses in search(self.net, batch.source)]
         translations: list[str] = self.trainer.datamodule.target_texts(best)  # type: ignore[attr-defined]
         references = [reference for _, reference in batch.texts]

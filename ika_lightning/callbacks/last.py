@@ -1,0 +1,226 @@
+"""The last checkpoint of a training: whole, and exactly what the training needs to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+__all__ = ["LastCheckpoint", "WholeCheckpointIO"]
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads nothing but plain tensors.
+
+    The bytes go to a temporary name in the same folder, to the disk, and then in one step to their place: until then,
+    the file that was there stays as it is. Lightning's own goes by way of the system's folder for temporary files,
+    from which nothing moves to another disk in one step.
+
+    Raises:
+        OSError: If the disk is full or refuses; nothing is left behind.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:  # PyTorch's own of a full disk has no errno
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            kept = "; the one before is kept" if path.is_file() else ""
+            raise OSError(f"cannot write the checkpoint {path}: {reason}{kept}") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    @override
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+class LastCheckpoint(Callback):
+    """Keeps ``last.ckpt``, from which a training goes on as if it had never stopped, bit by bit.
+
+    It is written before the first batch of an epoch, and before every ``every_n_train_steps``-th update: between two
+    batches, after everything that belongs to the batch before, validation and schedulers included. Checkpoints that
+    Lightning writes in the middle of this miss a part of it. The one before stays as ``before_last.ckpt``.
+
+    Lightning saves no metrics; here are those of the epoch so far, of each process, and those that callbacks and
+    schedulers look at. What the loaders and the noise need is in their own hands: see
+    :class:`~ika_lightning.data.loader.Loader` and :class:`~ika_lightning.tasks.base.Task`.
+
+    On SIGTERM, the training is saved before the next batch and ends with Lightning's ``SIGTERMException``.
+
+    It belongs in front of other callbacks, so that none of them has begun with the next batch, or with the end of the
+    training, when it writes.
+
+    Args:
+        every_n_train_steps: Write before every n-th update as well; None only at the start of each epoch. In between,
+            with accumulated gradients, there is nothing exact to save.
+        every_n_epochs: Write at the start of every n-th epoch. The end of the training is always written.
+
+    Raises:
+        ValueError: If a number is not positive.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LastCheckpoint(every_n_train_steps=100)], logger=False)
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None, every_n_epochs: int = 1) -> None:
+        for name, number in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
+        self.path: Path | None = None  # of the last one that was written, or gone on from
+        self._place: str | None = None  # where in the training is being saved
+        self._resumed: dict[str, Any] | None = None
+        self._terminated = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        log_dir = trainer.log_dir  # asked on every rank: it is a broadcast
+        self.folder = Path(folder or Path(log_dir or trainer.default_root_dir, "checkpoints"))
+        if self._resumed is not None:
+            self._restore(trainer, pl_module, self._resumed)
+            self._resumed = None
+        environment = trainer._accelerator_connector.cluster_environment
+        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        if threading.current_thread() is threading.main_thread() and not requeued:
+            # Lightning's handler stops each process by itself, wherever it is; others would wait for it for ever
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning would leave out the schedulers at the end of an epoch that it has gone on with
+        trainer.fit_loop._restarting = False
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # a part of a gradient is in no checkpoint
+        leaves = trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
+        every = self.every_n_train_steps
+        due = trainer.current_epoch % self.every_n_epochs == 0 if batch_idx == 0 else False
+        if leaves or due or (every is not None and trainer.global_step % every == 0):
+            self._save(trainer, "before a batch")
+        if leaves:
+            raise SIGTERMException
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "the end")
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._place is None:
+            return  # another callback saves
+        checkpoint["last"] = {
+            "place": self._place,
+            "stopped": trainer.should_stop,
+            "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+            "epoch_metrics": _collect(trainer, pl_module),
+        }
+        if self._place == "before a batch":
+            _end_of_batch_before(checkpoint["loops"]["fit_loop"])
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get("last")
+
+    def _save(self, trainer: Trainer, place: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for logger in trainer.loggers:
+            logger.save()  # what was logged until here is in no checkpoint
+        path = self.folder / "last.ckpt"
+        if trainer.is_global_zero and path.is_file():
+            # a second name for the file: there is a last.ckpt at any moment
+            link = path.with_name(f".before_last.{os.getpid()}.part")
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            link.replace(path.with_name("before_last.ckpt"))
+        self._place = place
+        try:
+            trainer.save_checkpoint(path, weights_only=False)
+        finally:
+            self._place = None
+        self.path = path
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
+        trainer.should_stop = saved["stopped"]
+        trainer.callback_metrics.update(saved["callback_metrics"])
+        states = saved["epoch_metrics"]
+        if len(states) != trainer.world_size:
+            return  # the epoch's figures begin anew; weights do not depend on them
+        for name, metric in pl_module.named_modules():
+            if name in states[trainer.global_rank]:
+                assert isinstance(metric, Metric)
+                for key, value in states[trainer.global_rank][name].items():
+                    setattr(metric, key, value.to(metric.device))
+                metric._update_count = 1  # any, but none would say that there is nothing to compute
+
+    def _terminate(self, number: int, frame: object) -> None:
+        self._terminated = True
+
+
+def _collect(trainer: Trainer, module: LightningModule) -> list[dict[str, dict[str, Tensor]]]:
+    """The state of each metric that has begun, for each process."""
+    states = {
+        name: {key: value for key, value in metric.metric_state.items() if isinstance(value, Tensor)}
+        for name, metric in module.named_modules()
+        if isinstance(metric, Metric) and metric.update_called
+    }
+    if trainer.world_size == 1:
+        return [{name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}]
+    gathered: Any = module.all_gather(states)
+    return [
+        {name: {key: value[rank].cpu() for key, value in state.items()} for name, state in gathered.items()}
+        for rank in range(trainer.world_size)
+    ]
+
+
+def _end_of_batch_before(state: dict[str, Any]) -> None:
+    """Rewrite the state of Lightning's loops as if the batch that is about to begin had not been fetched yet.
+
+    What results is the state at the end of the batch before it, which Lightning knows how to go on from.
+    """
+    progress = state["epoch_loop.batch_progress"]
+    for count in (progress["total"], progress["current"]):
+        count["ready"] -= 1
+        count["completed"] -= 1
+    progress["is_last_batch"] = False
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    for loader in state["state_dict"].get("combined_loader", []):
+        if "served" in loader:
+            loader["served"] = progress["current"]["ready"]
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,27 @@
+"""Logs of a training that goes on."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+__all__ = ["go_on_logging"]
+
+
+def go_on_logging(logger: Logger, step: int) -> None:
+    """Keep what a logger has logged before a step, and let what comes take the place of the rest.
+
+    Args:
+        logger: A TensorBoard or CSV logger; others look after themselves.
+        step: The number of updates at which the training goes on.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs["purge_step"] = step
+    elif isinstance(logger, CSVLogger):
+        file = Path(logger.log_dir, "metrics.csv")
+        if not file.is_file():
+            return
+        with file.open(newline="") as old:
+            rows = [row for row in csv.DictReader(old) if int(row["step"]) < step]
+        file.unlink()  # the logger would, and warn
+        logger.experiment.metrics = rows

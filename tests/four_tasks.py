@@ -1,0 +1,111 @@
+"""A small model and data for each task, for tests that train all of them; run as a script, the same in one of several
+processes."""
+
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+
+from ika_lightning.attention import MIKAN
+from ika_lightning.attention.graph import KernelGATConv
+from ika_lightning.attention.spectrum import ImplicitSpectrum
+from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
+from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
+from ika_lightning.tasks.base import Task
+
+TASKS = ["regression", "text_classification", "translation", "node_classification", "node_batches"]
+STEPS = 20
+
+
+def write_files(folder: Path) -> None:
+    """Put the data of all tasks into a folder."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (150, 2))
+    pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "y": np.sin(3 * x[:, 0]) + x[:, 1]}).to_csv(
+        folder / "rows.csv", index=False
+    )
+    words = np.array([f"word{number}" for number in range(40)])
+    with (folder / "texts.tsv").open("w") as texts, (folder / "a").open("w") as a, (folder / "b").open("w") as b:
+        for number in range(150):
+            text = rng.choice(words, rng.integers(1, 12))
+            texts.write(f"{'xyz'[number % 3]}\t{' '.join(text)}\n")
+            a.write(" ".join(text) + "\n")
+            b.write(" ".join(text[::-1]) + "\n")
+    for side in "ab":
+        lines = (folder / side).read_text().splitlines(keepends=True)
+        (folder / f"{side}.test").write_text("".join(lines[:9]))
+
+
+def build(task: str, folder: Path, joint: int = 1, **options: object) -> tuple[Task, LightningDataModule]:
+    """Return model and data of a task, with batches of as many processes together as ``joint`` says."""
+    optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.5)
+    small = {"dropout": 0.0, "kl_weight": 0.5, "optimizer": optimizer, **options}
+    net = {"width": 8, "depth": 1, "num_heads": 2, **small}
+    attention = functools.partial(MIKAN, num_samples=4)
+    if task == "regression":
+        # a joint batch of sets of rows is one of accumulated gradients
+        return Regression(attention, **net), RegressionData(path=str(folder / "rows.csv"), target="y", batch_size=20)
+    if task == "text_classification":
+        data = TextClassificationData(path=str(folder / "texts.tsv"), batch_size=7 * joint)
+        model = TextClassification(attention, **net, class_weights=[1.0, 3.0, 0.5], embed_dropout=0.0)
+        return model, data
+    if task == "translation":
+        # a budget that is used up cuts other batches if it is twice as large
+        budget = 5000 if joint == 2 or torch.distributed.is_initialized() else 100
+        files = {"source": str(folder / "a"), "target": str(folder / "b")}
+        files |= {"test_source": str(folder / "a.test"), "test_target": str(folder / "b.test")}
+        data = TranslationData(**files, val_fraction=0.05, vocabulary=300, batch_tokens=budget * joint, batch_size=8)
+        return Translation(attention, **net, label_smoothing=0.1), data
+    # a conditional spectrum looks at the mean of a whole batch of nodes
+    conv = functools.partial(KernelGATConv, num_samples=4, spectrum="copula", conditional=task == "node_classification")
+    model = NodeClassification(conv, width=4, **small)
+    if task == "node_classification":
+        return model, NodeClassificationData("karate", num_val=11, num_test=9)
+    batches = {"batch_size": 4 * joint, "num_neighbors": [-1, -1]}
+    return model, NodeClassificationData("karate", train_per_class=4, num_val=5, num_test=3, **batches)
+
+
+def train(task: str, folder: Path, joint: int = 1, **options: object) -> dict[str, dict[str, torch.Tensor]]:
+    """Train without noise and in double precision; return the weights and everything that was measured."""
+    seed_everything(1, verbose=False)
+    model, data = build(task, folder, joint)
+    trainer = Trainer(
+        default_root_dir=folder, accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=STEPS,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, precision="64-true",
+        gradient_clip_val=1.0, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=STEPS, **options,
+        accumulate_grad_batches=joint if task == "regression" else 1,
+    )  # fmt: skip
+    model.on_train_start = functools.partial(without_noise, model)
+    trainer.fit(model, data)
+    measured = {name: value.double() for name, value in trainer.callback_metrics.items()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    measured |= {name: torch.tensor(value) for name, value in trainer.test(model, data, verbose=False)[0].items()}
+    return {"weights": weights, "measured": measured}
+
+
+def without_noise(model: Task) -> None:
+    for module in model.modules():
+        if isinstance(module, ImplicitSpectrum):
+            module.eval()
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    for name in TASKS:
+        found = train(name, where, devices=2, strategy="ddp")
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, where / f"{name}.pt")
+    rank = torch.distributed.get_rank()
+    if rank == 1:  # a machine with an edition of its own
+        (where / "other").mkdir()
+        write_files(where / "other")
+        where = where / "other"
+        (where / "rows.csv").write_text((where / "rows.csv").read_text() + "0.0,0.0,0.0\n")
+    try:
+        train("regression", where, devices=2, strategy="ddp")
+    except ValueError as error:
+        Path(sys.argv[1], f"error{rank}").write_text(str(error))

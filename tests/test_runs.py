@@ -1,0 +1,179 @@
+"""Runs that can be repeated, gone on with, and that end with one line when something is wrong."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ika_lightning.cli import main
+from ika_lightning.cli.record import differences
+from ika_lightning.tasks import Regression
+
+REGRESSION = [
+    "--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers", "--data.batch_size", "32",
+    "--model.width", "8", "--model.depth", "1", "--model.num_heads", "2", "--model.dropout", "0.2",
+    "--model.attention.num_samples", "4",
+]  # fmt: skip
+KARATE = ["--model", "NodeClassification", "--data", "NodeClassificationData", "--data.name", "karate"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+QUIET += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
+CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", "--trainer.logger.name"]
+RUN = Path("runs/regression/version_0")
+
+
+class Terminated(Regression):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def error_of(capsys, *args: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        main([*args])
+    stderr = capsys.readouterr().err
+    assert end.value.code == 2
+    message = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1 and stderr.endswith(f"{message[0]}\n"), stderr
+    return message[0].removeprefix("error: ")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained() -> Path:
+    """The last checkpoint of a training of two epochs."""
+    main(["fit", *REGRESSION, *QUIET])
+    return RUN / "checkpoints" / "last.ckpt"
+
+
+def test_the_same_seed_gives_the_same_metrics() -> None:
+    for name in ("a", "b"):
+        main(["fit", *REGRESSION, *QUIET, *CSV, name, "--trainer.deterministic", "true"])
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    one, other = (Path("runs", name, "version_0", "metrics.csv").read_bytes() for name in ("a", "b"))
+    assert one == other and one.count(b"\n") > 2
+
+
+def test_a_run_says_what_it_is_made_of(trained) -> None:
+    record = yaml.safe_load((RUN / "run.yaml").read_text())
+    assert record["command"] == sys.argv[1:]
+    assert record["versions"]["torch"] == torch.__version__
+    assert set(record["data"]) == {"table", "train", "val", "test"}
+    assert record["git"] is None
+    assert torch.load(trained, weights_only=True)["run"] == record
+    subprocess.run(
+        ["sh", "-c", "git init -q && git add runs/regression/version_0/run.yaml && git -c user.name=x -c user.email=x "
+         "commit -qm x"],
+        check=True,
+    )  # fmt: skip
+    main(["fit", *KARATE, *QUIET])
+    record = yaml.safe_load(Path("runs/nodeclassification/version_0/run.yaml").read_text())
+    assert len(record["git"]) == 40 and set(record["data"]) == {"graph", "train", "val", "test"}
+
+
+class TestGoingOn:
+    def test_what_differs_is_said(self, trained, capsys):
+        # only what results may depend on
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last", "--trainer.max_epochs", "3", "--data.seed", "1"])
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        changed = "trainer.max_epochs: 2 -> 3; data.seed: 0 -> 1"
+        assert sorted(notes[0].removeprefix("note: going on with another configuration: ").split("; ")) == sorted(
+            changed.split("; ")
+        )
+        assert notes[1].startswith("note: going on with other versions or data than before: data.train: ")
+
+    def test_nothing_is_said_if_nothing_differs(self, trained, capsys):
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last"])
+        assert "note: " not in capsys.readouterr().err
+
+    def test_a_damaged_checkpoint_offers_the_one_before(self, trained, capsys):
+        trained.write_bytes(trained.read_bytes()[:-100])
+        os.utime(trained.with_name("best.ckpt"), (0, 0))
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", "last") == (
+            f"{trained} is not a checkpoint, or was cut short; the one before is {trained.parent}/before_last.ckpt"
+        )
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", f"{trained.parent}/before_last.ckpt"])
+        assert torch.load(trained, weights_only=True)["epoch"] == 2
+
+    def test_code_is_refused(self, trained, capsys):
+        torch.save(torch.load(trained, weights_only=True) | {"x": Path("a")}, trained)
+        message = error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", "last")
+        assert "which takes running code from the file to load: refused" in message
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (KARATE, "is not one of NodeClassification"),
+            (["--model.width", "16"], "the checkpoint does not fit the model"),
+        ],
+    )
+    def test_a_checkpoint_of_something_else(self, options, message, trained, capsys):
+        options = options if options is KARATE else [*REGRESSION, *options]
+        assert message in error_of(capsys, "fit", *options, *QUIET, "--ckpt_path", str(trained))
+
+    def test_terminated(self, capsys):
+        model = ["Terminated" if word == "Regression" else word for word in REGRESSION]
+        with pytest.raises(SystemExit) as end:
+            main(["fit", *model, *QUIET])
+        assert end.value.code == 128 + signal.SIGTERM
+        last = "runs/terminated/version_0/checkpoints/last.ckpt"
+        assert capsys.readouterr().err.splitlines()[-1] == f"terminated; the last checkpoint is {last}"
+        assert torch.load(last, weights_only=True)["epoch"] == 1
+
+
+class TestWhatTheMachineRefuses:
+    def test_a_full_disk(self, trained, capsys, monkeypatch):
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        before = trained.read_bytes()
+        monkeypatch.setattr(os, "fsync", full)
+        more = ["--ckpt_path", "last", "--trainer.max_epochs", "3"]
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET, *more) == (
+            f"cannot write the checkpoint {trained}: No space left on device; the one before is kept"
+        )
+        assert trained.read_bytes() == before
+
+    def test_a_folder_that_cannot_be_made(self, capsys):
+        Path("runs").write_text("a file")
+        assert "runs/regression'" in error_of(capsys, "fit", *REGRESSION, *QUIET)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_folder_that_cannot_be_written_to(self, capsys):
+        Path("runs").mkdir(mode=0o500)
+        assert "Permission denied: " in error_of(capsys, "fit", *REGRESSION, *QUIET)
+
+    def test_a_port_in_use(self, capsys, monkeypatch):
+        with socket.socket() as taken:
+            taken.bind(("", 0))
+            taken.listen()
+            port = str(taken.getsockname()[1])
+            for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+                monkeypatch.setenv(name, value)
+            alone = ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
+            assert error_of(capsys, "fit", *REGRESSION, *QUIET, *alone) == (
+                f"port {port} of this machine, by which the processes were to meet, is in use; choose another with the "
+                "environment variable MASTER_PORT"
+            )
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may have as many")
+    def test_more_devices_than_there_are(self, capsys):
+        message = error_of(capsys, "fit", *REGRESSION, *QUIET, "--trainer.accelerator", "gpu", "--trainer.devices", "9")
+        assert "gpu" in message.lower()
+
+
+def test_differences_of_configurations() -> None:
+    old = {"model": {"class_path": "a.b.C", "init_args": {"width": 3}}, "trainer": {"logger": 1}, "gone": None, "a": 1}
+    new = {"model": {"class_path": "C", "init_args": {"width": 4, "depth": 2}}, "trainer": {"logger": 2}, "a": 2}
+    assert differences(old, new) == ["model.width: 3 -> 4", "a: 1 -> 2", "model.depth: null -> 2"]
