@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -253,6 +253,15 @@ class Command(LightningCLI):
                 raise KeyboardInterrupt(f"; the last checkpoint is {last}" if last else "") from None
             raise
 
+    def before_fit(self) -> None:
+        """Refuse to look for a size of which there is none to begin with."""
+        for finder in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(finder, BatchSizeFinder):
+                continue
+            name = finder._batch_arg_name
+            if getattr(self.datamodule, name, finder) is None:
+                raise UsageError(f"BatchSizeFinder changes {name}, and the data has none; give --data.{name} 1")
+
     def after_fit(self) -> None:
         """Say where the results are and what to do with them."""
         checkpoint = self.trainer.checkpoint_callback
@@ -264,8 +273,8 @@ class Command(LightningCLI):
             print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
-        if self.trainer.logger is not None and self.trainer.log_dir is not None:
-            folder = _shown(self.trainer.log_dir)
+        if log_dir := getattr(self.trainer.logger, "log_dir", None):  # the trainer's own would wait for all processes
+            folder = _shown(log_dir)
             print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
         if best:
             print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")

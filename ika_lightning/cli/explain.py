@@ -42,6 +42,8 @@ def user_message(error: BaseException) -> str | None:
             return str(error)
         case ValueError() | TypeError() | ImportError() if ours:
             return str(error)
+        case RuntimeError() if str(error).startswith("InvalidCxxCompiler"):
+            return "torch.compile found no C++ compiler: install g++, name another in CXX, or leave out --model.compile"
         case RuntimeError() if str(error).startswith("Error(s) in loading state_dict"):
             return f"the checkpoint does not fit the model: {error}"
     return None

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from ika_lightning.attention import attention_kl
 
@@ -28,9 +28,12 @@ class Task(LightningModule, ABC):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each ``scheduler_interval``; None keeps the learning rate.
         kl_weight: Weight of the attention's regulariser in the training loss.
+        compile: Compile the network with ``torch.compile`` when training starts. Checkpoints do not tell; evaluation
+            alone is not compiled.
 
     Attributes:
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
+        lr: The learning rate that a ``LearningRateFinder`` has found, in place of the optimizer's own; else None.
 
     Raises:
         ValueError: If kl_weight is negative.
@@ -40,7 +43,11 @@ class Task(LightningModule, ABC):
     scheduler_interval: Literal["epoch", "step"] = "epoch"
 
     def __init__(
-        self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None, kl_weight: float = 0.0
+        self,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        kl_weight: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not kl_weight >= 0.0:
@@ -48,6 +55,8 @@ class Task(LightningModule, ABC):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.kl_weight = kl_weight
+        self.compiles = compile
+        self.lr: float | None = None
         self.net = None
 
     @abstractmethod
@@ -66,6 +75,14 @@ class Task(LightningModule, ABC):
             raise ValueError(f"{name} needs {wanted}, got {type(data).__name__}; give --data {wanted}")
         return data
 
+    def on_fit_start(self) -> None:
+        """Compile the network, if asked to, and take the learning rate that was found, if one was looked for."""
+        if self.lr is not None:
+            self.trainer.strategy.setup_optimizers(self.trainer)  # for the scheduler to start from it as well
+        if self.compiles:
+            assert self.net is not None
+            self.net.compile()  # in place: torch.compile(net) would rename the keys of the state dict
+
     def regulariser(self) -> Tensor:
         """Return the weighted divergence of the attention's spectra from their priors, and log it unweighted."""
         kl = attention_kl(self)
@@ -75,10 +92,12 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters(), **({} if self.lr is None else {"lr": self.lr}))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
+        if self.lr is not None and isinstance(scheduler, OneCycleLR):  # whose highest rate is an argument of its own
+            scheduler = self.scheduler(optimizer, max_lr=self.lr)  # type: ignore[call-arg]
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval}}
