@@ -28,8 +28,8 @@ class Task(LightningModule, ABC):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each ``scheduler_interval``; None keeps the learning rate.
         kl_weight: Weight of the attention's regulariser in the training loss.
-        compile: Compile the network with ``torch.compile`` when training starts. Checkpoints do not tell; evaluation
-            alone is not compiled.
+        compile: Compile the network with ``torch.compile`` when training starts. The keys of the state dict stay what
+            they are. Testing and predicting are not compiled.
 
     Attributes:
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.

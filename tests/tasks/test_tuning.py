@@ -61,21 +61,18 @@ def fit(name: str, task: dict[str, Any] | None = None, **options: Any) -> base.T
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # what the compiler does with autograd functions
 @every_task
 def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch's own operators in one graph: C++ would take minutes to compile
     compile_ = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", partial(_compile_for_debugging, compile_))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
     compiled, plain = fit(name, {"compile": True}), fit(name)
     assert compiled.net._compiled_call_impl is not None and plain.net._compiled_call_impl is None
     assert not counters["graph_break"]
     torch.testing.assert_close(dict(compiled.state_dict()), dict(plain.state_dict()))  # keys, and values
-
-
-def _compile_for_debugging(compile_: Callable, module: torch.nn.Module) -> None:
-    """As ``module.compile()``, but with the operators of PyTorch, where C++ would take minutes to compile."""
-    compile_(module, backend="aot_eager")
 
 
 @pytest.mark.slow
