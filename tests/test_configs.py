@@ -14,7 +14,9 @@ from ika_lightning.data.corpora import CORPORA
 from ika_lightning.data.node_classification import NAMES
 from ika_lightning.data.sentences import SENTENCES
 
-CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").rglob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+OVERLAYS = sorted(FOLDER.joinpath("trainer").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(OVERLAYS))
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 SHIPPED = {"co2", "airline_passengers", "languages", "dates", "karate", "digits"}
 # What makes a short run out of a training, and out of a network one that a test can wait for.
@@ -65,7 +67,74 @@ def load(checkpoint: Path) -> LightningModule:
     return model
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("config", [*CONFIGS, *OVERLAYS], ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_its_first_lines_say_how_to_run_it(config: Path) -> None:
-    command = f"#   python -m ika_lightning fit --config configs/{config.parent.name}/{config.name}"
-    assert command in config.read_text().splitlines()[:4]
+    name = f"configs/{config.parent.name}/{config.name}"
+    (command,) = [line for line in config.read_text().splitlines()[:4] if line.startswith("#   ")]
+    words = command.removeprefix("#   python -m ika_lightning fit --config ").split(" --config ")
+    assert words[-1] == name and all((FOLDER.parent / file).is_file() for file in words)
+
+
+def test_the_overlays_are_there() -> None:
+    assert [file.stem for file in OVERLAYS] == ["bf16", "cpu", "ddp", "fsdp", "gpu", "multi_node"]
+
+
+# A data set of each task that needs no files, as small as can be.
+SMALL = {
+    "regression/airline_passengers": ["--trainer.limit_train_batches", "1", "--model.width", "16"],
+    "text_classification/languages": [
+        "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--model.width", "16",
+    ],
+    "translation/dates": [*SHORT["translation"], "--trainer.limit_train_batches", "1"],
+    "node_classification/karate": [],
+}  # fmt: skip
+# What a machine without a GPU has to be told, for an overlay to be tried all the same.
+ON_CPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.num_nodes", "1"]
+
+
+@pytest.fixture(params=SMALL, ids=lambda name: name.split("/")[0])
+def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a short training of each task."""
+    monkeypatch.chdir(tmp_path)
+    config = FOLDER / f"{request.param}.yaml"
+    return ["fit", "--config", str(config), *SMALL[request.param], "--trainer.max_epochs", "1", *QUIET]
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use .*sync_dist")  # metrics do it themselves
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: file.stem)
+def test_overlay_with_each_task(overlay: Path, small: list[str], tmp_path: Path) -> None:
+    main([*small[:3], "--config", str(overlay), *small[3:], *ON_CPU])
+    (saved,) = tmp_path.glob("runs/*/version_0/config.yaml")
+    trainer, wanted = yaml.safe_load(saved.read_text())["trainer"], yaml.safe_load(overlay.read_text())["trainer"]
+    told = {word.removeprefix("--trainer.") for word in ON_CPU}
+    assert {key: trainer[key] for key in wanted if key not in told | {"strategy"}} == {
+        key: value for key, value in wanted.items() if key not in told | {"strategy"}
+    }
+    strategy = wanted.get("strategy", "auto")
+    assert trainer["strategy"] == strategy or trainer["strategy"]["class_path"] == strategy["class_path"]
+    assert trainer["logger"]["class_path"].endswith("TensorBoardLogger")  # of the task's file
+    (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
+    assert load(best).hparams["num_heads"] > 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.parametrize("name", ["gpu", "fsdp"])
+def test_overlay_for_gpus_without_one(name: str, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*small, "--config", str(FOLDER / "trainer" / f"{name}.yaml")])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: No supported gpu backend found!\n"
+
+
+def test_later_files_win_and_options_win_over_files(capsys: pytest.CaptureFixture[str]) -> None:
+    def merged(*words: str) -> dict:
+        with pytest.raises(SystemExit):
+            main(["fit", *words, "--print_config"])
+        return yaml.safe_load(capsys.readouterr().out)["trainer"]
+
+    co2 = ["--config", str(FOLDER / "regression" / "co2.yaml")]
+    cpu, ddp = (["--config", str(FOLDER / "trainer" / f"{name}.yaml")] for name in ("cpu", "ddp"))
+    assert (merged(*co2, *cpu, *ddp)["strategy"], merged(*co2, *ddp, *cpu)["strategy"]) == ("ddp", "auto")
+    assert merged(*co2, *cpu)["gradient_clip_val"] == merged(*co2)["gradient_clip_val"] == 1.0
+    assert merged("--trainer.devices", "3", *co2, *cpu)["devices"] == 3
+    assert merged(*co2, "--trainer.devices=3", *cpu)["accelerator"] == "cpu"

@@ -379,10 +379,12 @@ def choose_backend(
     if not sums:
         return "dense"
     table = costs(n, m, num_features, width, heads, is_causal)
-    backends: list[Literal["dense", "chunked", "linear"]] = ["dense", "chunked"]
-    if floor > 0.0:
-        backends.append("linear")
-    return min(backends, key=table.__getitem__)
+    best: Literal["dense", "chunked", "linear"] = "dense"
+    if table["chunked"] < table[best]:  # spelt out, as the compiler knows no min(..., key=...)
+        best = "chunked"
+    if floor > 0.0 and table["linear"] < table[best]:
+        best = "linear"
+    return best
 
 
 def _reference(

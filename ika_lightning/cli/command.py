@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
@@ -278,12 +278,24 @@ class Command(LightningCLI):
         return f"; the last checkpoint is {paths[0]}" if paths and paths[0] else ""
 
     def before_fit(self) -> None:
+        """Check what can be checked before hours are spent."""
+        self._check_batch_size_finder()
+        if self.config.fit.ckpt_path is not None:
+            self._compare_with_checkpoint(Path(self.config.fit.ckpt_path))
+
+    def _check_batch_size_finder(self) -> None:
+        """Refuse to look for a size of which there is none to begin with."""
+        for finder in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(finder, BatchSizeFinder):
+                continue
+            name = finder._batch_arg_name
+            if getattr(self.datamodule, name, finder) is None:
+                raise UsageError(f"BatchSizeFinder changes {name}, and the data has none; give --data.{name} 1")
+
+    def _compare_with_checkpoint(self, path: Path) -> None:
         """Say what differs from the run that is gone on with, and let its logs go on as well."""
-        path = self.config.fit.ckpt_path
-        if path is None:
-            return
-        checkpoint = read_checkpoint(Path(path))
-        before = yaml.safe_load(config_text(checkpoint, Path(path)) or "{}")
+        checkpoint = read_checkpoint(path)
+        before = yaml.safe_load(config_text(checkpoint, path) or "{}")
         now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
         if before and (found := differences(before, now)) and self.trainer.is_global_zero:
             print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)

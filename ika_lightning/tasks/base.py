@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from ika_lightning.attention import attention_kl
@@ -42,9 +42,12 @@ class Task(LightningModule, ABC):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each ``scheduler_interval``; None keeps the learning rate.
         kl_weight: Weight of the attention's regulariser in the training loss.
+        compile: Compile the network with ``torch.compile`` when training starts. The keys of the state dict stay what
+            they are. Testing and predicting are not compiled.
 
     Attributes:
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
+        lr: The learning rate that a ``LearningRateFinder`` has found, in place of the optimizer's own; else None.
 
     Raises:
         ValueError: If kl_weight is negative.
@@ -54,7 +57,11 @@ class Task(LightningModule, ABC):
     scheduler_interval: Literal["epoch", "step"] = "epoch"
 
     def __init__(
-        self, optimizer: OptimizerCallable, scheduler: LRSchedulerCallable | None = None, kl_weight: float = 0.0
+        self,
+        optimizer: OptimizerCallable,
+        scheduler: LRSchedulerCallable | None = None,
+        kl_weight: float = 0.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not kl_weight >= 0.0:
@@ -62,6 +69,8 @@ class Task(LightningModule, ABC):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.kl_weight = kl_weight
+        self.compiles = compile
+        self.lr: float | None = None
         self.net = None
         self.train_kl = MeanMetric()
         self._seed: int | None = None
@@ -126,9 +135,17 @@ class Task(LightningModule, ABC):
         return share[0] * loss + share[1] * (self.kl_weight * kl)
 
     def on_fit_start(self) -> None:
-        """Note the seed; a training that goes on has that of its checkpoint."""
+        """Note the seed, compile the network if asked to, and take the learning rate that was found, if any.
+
+        A training that goes on has the seed of its checkpoint.
+        """
         if self._seed is None or self.trainer.ckpt_path is None:
             self._seed = torch.initial_seed()
+        if self.lr is not None:
+            self.trainer.strategy.setup_optimizers(self.trainer)  # for the scheduler to start from it as well
+        if self.compiles:
+            assert self.net is not None
+            self.net.compile()  # in place: torch.compile(net) would rename the keys of the state dict
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of the step."""
@@ -158,10 +175,12 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(self.parameters(), **({} if self.lr is None else {"lr": self.lr}))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
+        if self.lr is not None and isinstance(scheduler, OneCycleLR):  # whose highest rate is an argument of its own
+            scheduler = self.scheduler(optimizer, max_lr=self.lr)  # type: ignore[call-arg]
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval}}

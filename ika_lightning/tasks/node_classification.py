@@ -40,6 +40,7 @@ class NodeClassification(Task):
         kl_weight: Weight of the attention's regulariser.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
+        compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
         num_features: Number of features of a node. This and the rest are taken from the data.
         num_edge_features: Number of features of an edge.
         num_classes: Number of classes.
@@ -65,11 +66,12 @@ class NodeClassification(Task):
         kl_weight: float = 0.01,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
         num_features: int | None = None,
         num_edge_features: int | None = None,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight)
+        super().__init__(optimizer, scheduler, kl_weight, compile)
         self.save_hyperparameters_with_attention("conv")
         self.train_loss = MeanMetric()
 

@@ -46,6 +46,7 @@ class Regression(Task):
         kl_weight: Weight of the attention's regulariser.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
+        compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
         num_features: Number of features of a row. This and the rest are taken from the data.
         num_context: Number of rows in the context.
         target_mean: Mean of the target over the training rows.
@@ -74,12 +75,13 @@ class Regression(Task):
         kl_weight: float = 0.01,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
         num_features: int | None = None,
         num_context: int | None = None,
         target_mean: float | None = None,
         target_std: float | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight)
+        super().__init__(optimizer, scheduler, kl_weight, compile)
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
         self.query_fraction = query_fraction

@@ -56,6 +56,7 @@ class TextClassification(Task):
         kl_weight: Weight of the attention's regulariser.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
+        compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
         num_tokens: Number of tokens. This and the classes are taken from the data.
         classes: Names of the classes.
 
@@ -94,10 +95,11 @@ class TextClassification(Task):
         kl_weight: float = 0.01,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
         num_tokens: int | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight)
+        super().__init__(optimizer, scheduler, kl_weight, compile)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}")
         if isinstance(class_weights, list) and not all(weight > 0.0 for weight in class_weights):

@@ -53,6 +53,7 @@ class Translation(Task):
         n_best: How many translations of each line to predict.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each update; None keeps the learning rate.
+        compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
         source_vocabulary: Number of source tokens. This and the next are taken from the data.
         target_vocabulary: Number of target tokens; None if both sides share one vocabulary.
 
@@ -84,10 +85,11 @@ class Translation(Task):
         n_best: int = 1,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
+        compile: bool = False,
         source_vocabulary: int | None = None,
         target_vocabulary: int | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight)
+        super().__init__(optimizer, scheduler, kl_weight, compile)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}")
         if not 1 <= n_best <= beam:
