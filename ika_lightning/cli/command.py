@@ -20,7 +20,7 @@ import ika_lightning.attention
 import ika_lightning.callbacks
 import ika_lightning.data
 import ika_lightning.tasks  # noqa: F401 (imported classes are known by their short names)
-from ika_lightning.callbacks import PredictionWriter
+from ika_lightning.callbacks import PredictionWriter, watching
 from ika_lightning.cli import PROGRAM
 from ika_lightning.cli.checkpoint import KEYWORDS, config_text, known_checkpoints, read_checkpoint
 from ika_lightning.cli.explain import (
@@ -135,6 +135,10 @@ class Command(LightningCLI):
             parser.add_lightning_class_args(EarlyStopping, "early_stopping")
             parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT.items()})
             parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
+            parser.add_argument(
+                "--pictures", type=float, default=0.02,
+                help="Most of the training time that pictures in TensorBoard may take; 0 draws none.",
+            )  # fmt: skip
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -195,6 +199,7 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.fits:
             self._choose_run_folder(self.config.fit)
+            self.trainer_defaults["callbacks"] = watching(self.config.fit.pictures)
         elif self.subcommand == "predict" and self.config.predict.output == "-":
             self.config.predict.trainer.enable_progress_bar = False  # it would go to standard output as well
 
@@ -307,7 +312,7 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _of_file(text: str) -> str:
     """A configuration file as evaluation reads it: a training's callbacks and logger would write where it wrote."""
     sections = yaml.safe_load(text)
-    for section in ("checkpoint", "early_stopping"):
+    for section in ("checkpoint", "early_stopping", "pictures"):
         sections.pop(section, None)
     for key in ("callbacks", "logger"):
         (sections.get("trainer") or {}).pop(key, None)

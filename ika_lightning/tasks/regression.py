@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ika_lightning.attention import MIKAN
 from ika_lightning.data import RegressionData
 from ika_lightning.data.table import RowBatch
 from ika_lightning.models import AttentionFactory, RowTransformer
+from ika_lightning.pictures.results import draw_fit
 from ika_lightning.tasks.base import Task, find_layer
 
 # What only the data knows; it is written to the hyper-parameters, so that a checkpoint is enough to build the model.
@@ -87,6 +90,7 @@ class Regression(Task):
         self.attention = find_layer(attention)
         self.train_loss = MeanSquaredError()
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
+        self._answers: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last validation: rows, answers, truth
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -137,7 +141,11 @@ class Regression(Task):
 
     def validation_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of validation rows."""
-        self.val_metrics.update(self(batch.features), batch.target)
+        answers = self(batch.features)
+        self.val_metrics.update(answers, batch.target)
+        if batch_idx == 0:
+            self._answers = []
+        self._answers.append((batch.row, answers, batch.target))
 
     def test_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of test rows."""
@@ -156,6 +164,15 @@ class Regression(Task):
         scaled: Tensor = self(batch.features).cpu().double()
         in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled
         return in_units
+
+    def pictures(self) -> dict[str, Callable[[], Any]]:
+        """Return what can be drawn of the last validation; in distributed training, of this process's rows."""
+        data = self.find_data(RegressionData)
+        if data is None or not self._answers:
+            return {}
+        row, *scaled = (torch.cat(parts).cpu() for parts in zip(*self._answers, strict=True))
+        answers, target = (self.hparams["target_mean"] + self.hparams["target_std"] * x.double() for x in scaled)
+        return {"results/fit": partial(draw_fit, row, answers, target, data.target_name)}
 
     def _build(self) -> None:
         sizes = self.hparams

@@ -194,6 +194,17 @@ class Translation(Task):
             lines.setdefault(number, []).append(hypotheses)
         return list(lines.items())
 
+    def attention_names(self, batch: TranslationBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to: tokens of the sentences, of their translations, or of both."""
+        data = self.find_data(TranslationData)
+        if data is None:
+            return None
+        # the decoder reads all of a translation but its end
+        sources, targets = data.token_names(batch.source), data.token_names(batch.target[:, :-1], target=True)
+        if "cross_attention" in layer:
+            return targets, sources
+        return (targets, targets) if "self_attention" in layer else (sources, sources)
+
     def _build(self) -> None:
         sizes = self.hparams
         self.net = EncoderDecoder(
