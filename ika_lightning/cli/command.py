@@ -31,6 +31,7 @@ from ika_lightning.cli.explain import (
     raised_by_jsonargparse,
     raised_on_purpose,
 )
+from ika_lightning.cli.report import ReportingTrainer
 
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -103,13 +104,14 @@ class Command(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
+            trainer_class=ReportingTrainer,
             save_config_callback=SaveConfig if self.fits else None,
             trainer_defaults={
                 "logger": LOGGER if self.fits else False,
                 "use_distributed_sampler": False,  # the data modules cut their samples by rank themselves
                 "max_epochs": 200,
                 "log_every_n_steps": 10,
-                "devices": 1 if args[0] == "predict" else "auto",
+                "devices": 1 if args[0] in ("predict", "report") else "auto",
             },
             seed_everything_default=0,
             parser_class=Parser,
@@ -123,10 +125,10 @@ class Command(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         # checkpoints are always loaded as plain tensors, and predictions go to a file instead of back
-        return {
-            name: skipped | {"weights_only", "return_predictions"}
-            for name, skipped in LightningCLI.subcommands().items()
+        skipped = {
+            name: names | {"weights_only", "return_predictions"} for name, names in LightningCLI.subcommands().items()
         }
+        return {**skipped, "report": {"model", "datamodule"}}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -143,8 +145,10 @@ class Command(LightningCLI):
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("predict", "report"):
+            purpose = "predict for" if subcommand == "predict" else "take examples from"
+            parser.add_argument("--input", type=str, help=f"A file to {purpose}; short for --data.predict_path.")
         if subcommand == "predict":
-            parser.add_argument("--input", type=str, help="A file to predict for; short for --data.predict_path.")
             parser.add_argument(
                 "--output", type=str, default="predictions.csv", help="Where predictions go; - is standard output."
             )
@@ -245,7 +249,10 @@ class Command(LightningCLI):
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "report":
+            return kwargs
+        kwargs["weights_only"] = True
         return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs
 
     @override
