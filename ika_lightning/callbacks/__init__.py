@@ -32,9 +32,14 @@ def watching(pictures: float = 0.02) -> list[Callback]:
     Args:
         pictures: Most of the training time that pictures may take; 0 draws none.
 
+    Raises:
+        ValueError: If pictures is not from 0 to 1.
+
     Example:
         >>> [type(callback).__name__ for callback in watching(pictures=0.0)]
         ['TrainingSignals', 'Hyperparameters']
     """
+    if not 0.0 <= pictures <= 1.0:
+        raise ValueError(f"pictures must be from 0 to 1, a share of the training time, got {pictures}")
     drawing = [picture(pictures / len(_PICTURES)) for picture in _PICTURES] if pictures else []
     return [TrainingSignals(), Hyperparameters(), *drawing]

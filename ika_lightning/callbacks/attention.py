@@ -99,4 +99,5 @@ class MagnitudeAndSparsity(AttentionPictures):
 
     @override
     def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
-        return {f"magnitude/{recording.name}": partial(draw_magnitude, recording)}
+        seen = isinstance(recording, SequenceRecording | GraphRecording)
+        return {f"magnitude/{recording.name}": partial(draw_magnitude, recording)} if seen else {}

@@ -57,6 +57,7 @@ class Hyperparameters(Callback):
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)
         parameters = {**getattr(data, "hparams_initial", {}), **pl_module.hparams}
+        parameters = {name: value for name, value in parameters.items() if not name.startswith("_")}
         for optimizer in trainer.optimizers[:1]:
             (group, *_) = optimizer.param_groups
             parameters["optimizer"] = type(optimizer).__name__

@@ -188,7 +188,7 @@ def _facts(
         if isinstance(value, Mapping) and "class_path" in value:
             options = [f"{key}={option}" for key, option in (value.get("init_args") or {}).items()]
             value = f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
             facts.append((name, str(value)))
     return facts
 

@@ -127,7 +127,7 @@ def draw_maps(recording: SequenceRecording, names: tuple[Names, Names] | None = 
     each = 1.15 if heads > 4 else 1.7
     figure, axes = panels(
         examples, 1, f"Attention: {recording.name}", width=each * heads, height=each,
-        left=1.0 if names else 0.6, bottom=0.95 if names else 0.5, top=0.5, right=0.7, gap=(0.0, 1.1 if names else 0.5),
+        left=1.0 if names else 0.6, bottom=0.85 if names else 0.5, top=0.5, right=0.7, gap=(0.0, 0.9 if names else 0.5),
     )  # fmt: skip
     for example, (panel,) in enumerate(axes):
         rows, columns, named = _extent(recording, weights, names, example)
