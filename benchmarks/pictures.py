@@ -27,7 +27,6 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 SHOWN = {
     "co2": {
         "results-fit": "fit",
-        "attention-net.encoder.layers.0.attention": "rows",
         "similarity-net.encoder.layers.0.attention": "similarity",
         "spectrum-net.encoder.layers.0.attention": "spectrum",
         "magnitude-net.encoder.layers.0.attention": "magnitude",
