@@ -194,3 +194,9 @@ def test_peak_memory_of_graphs(load) -> None:
     benchmark = load("graph_speed")
     arguments = SimpleNamespace(nodes=100_000, edges=100_000, samples=32)
     assert 200 < benchmark.peak_memory("direct", arguments) < 4096
+
+
+def test_the_page_of_pictures_shows_what_is_made_for_it(load) -> None:
+    made = {f"{name}.png" for shown in load("pictures").SHOWN.values() for name in shown.values()}
+    assert made == {file.name for file in (ROOT / "docs" / "pictures").iterdir()}
+    assert all(f"(pictures/{name})" in (ROOT / "docs" / "pictures.md").read_text() for name in made)

@@ -12,6 +12,7 @@ from ika_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PICTURES = (ROOT / "docs" / "pictures.md").read_text()
 COMMANDS = [
     line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
@@ -66,6 +67,19 @@ def test_python_runs(code: str) -> None:
     names: dict[str, object] = {}
     exec(code, names)
     assert len(names) > 1
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PICTURES, re.DOTALL))
+def test_python_of_the_page_of_pictures_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert ("savefig" in code) is Path("similarity.png").is_file()
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", PICTURES))
+def test_links_of_the_page_of_pictures_lead_somewhere(target: str) -> None:
+    file = ROOT / "docs" / target
+    assert file.is_file() and (file.suffix != ".png" or file.stat().st_size < 150_000)
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", README))

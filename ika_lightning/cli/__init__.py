@@ -1,4 +1,4 @@
-"""The command line: ``python -m ika_lightning {fit,validate,test,predict}``.
+"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report}``.
 
 This module is the front door. It answers ``--help`` and ``--version`` without importing PyTorch, and turns the end of
 a command into an exit code. :mod:`~ika_lightning.cli.command` does the work, :mod:`~ika_lightning.cli.checkpoint`
@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "validate": "measure a checkpoint on the validation data",
     "test": "measure a checkpoint on the test data",
     "predict": "write a checkpoint's predictions for new data",
+    "report": "draw what a checkpoint has learned, as a page with pictures",
 }
 
 HELP = f"""\
@@ -40,6 +41,7 @@ examples:
   {PROGRAM} fit --config configs/regression/co2.yaml --model.attention MIKAN
   {PROGRAM} test --ckpt_path runs/co2/version_0/checkpoints/best.ckpt
   {PROGRAM} predict --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --input new.csv --output predictions.csv
+  {PROGRAM} report --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output report
   {PROGRAM} fit --model.help Regression
 """
 

@@ -22,7 +22,7 @@ import ika_lightning.attention
 import ika_lightning.callbacks
 import ika_lightning.data
 import ika_lightning.tasks  # noqa: F401 (imported classes are known by their short names)
-from ika_lightning.callbacks import LastCheckpoint, PredictionWriter
+from ika_lightning.callbacks import LastCheckpoint, PredictionWriter, watching
 from ika_lightning.cli import PROGRAM
 from ika_lightning.cli.checkpoint import KEYWORDS, config_text, known_checkpoints, read_checkpoint
 from ika_lightning.cli.explain import (
@@ -35,6 +35,7 @@ from ika_lightning.cli.explain import (
 )
 from ika_lightning.cli.logs import go_on_logging
 from ika_lightning.cli.record import differences, record
+from ika_lightning.cli.report import ReportingTrainer
 from ika_lightning.data.files import write_atomically
 
 LOGGER = {
@@ -117,13 +118,14 @@ class Command(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
+            trainer_class=ReportingTrainer,
             save_config_callback=SaveConfig if self.fits else None,
             trainer_defaults={
                 "logger": LOGGER if self.fits else False,
                 "use_distributed_sampler": False,  # the data modules cut their samples by rank themselves
                 "max_epochs": 200,
                 "log_every_n_steps": 10,
-                "devices": 1 if args[0] == "predict" else "auto",
+                "devices": 1 if args[0] in ("predict", "report") else "auto",
             },
             seed_everything_default=0,
             parser_class=Parser,
@@ -137,10 +139,10 @@ class Command(LightningCLI):
     @override
     def subcommands() -> dict[str, set[str]]:
         # checkpoints are always loaded as plain tensors, and predictions go to a file instead of back
-        return {
-            name: skipped | {"weights_only", "return_predictions"}
-            for name, skipped in LightningCLI.subcommands().items()
+        skipped = {
+            name: names | {"weights_only", "return_predictions"} for name, names in LightningCLI.subcommands().items()
         }
+        return {**skipped, "report": {"model", "datamodule"}}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -150,12 +152,18 @@ class Command(LightningCLI):
             parser.add_lightning_class_args(EarlyStopping, "early_stopping")
             parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT.items()})
             parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
+            parser.add_argument(
+                "--pictures", type=float, default=0.02,
+                help="Most of the training time that pictures in TensorBoard may take; 0 draws none.",
+            )  # fmt: skip
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("predict", "report"):
+            purpose = "predict for" if subcommand == "predict" else "take examples from"
+            parser.add_argument("--input", type=str, help=f"A file to {purpose}; short for --data.predict_path.")
         if subcommand == "predict":
-            parser.add_argument("--input", type=str, help="A file to predict for; short for --data.predict_path.")
             parser.add_argument(
                 "--output", type=str, default="predictions.csv", help="Where predictions go; - is standard output."
             )
@@ -210,6 +218,7 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.fits:
             self._choose_run_folder(self.config.fit)
+            self.trainer_defaults["callbacks"] = watching(self.config.fit.pictures)
         elif self.subcommand == "predict" and self.config.predict.output == "-":
             self.config.predict.trainer.enable_progress_bar = False  # it would go to standard output as well
 
@@ -256,7 +265,10 @@ class Command(LightningCLI):
 
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "report":
+            return kwargs
+        kwargs["weights_only"] = True
         return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs
 
     @override
@@ -356,7 +368,7 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _of_file(text: str) -> str:
     """A configuration file as evaluation reads it: a training's callbacks and logger would write where it wrote."""
     sections = yaml.safe_load(text)
-    for section in ("checkpoint", "last", "early_stopping"):
+    for section in ("checkpoint", "last", "early_stopping", "pictures"):
         sections.pop(section, None)
     for key in ("callbacks", "logger"):
         (sections.get("trainer") or {}).pop(key, None)

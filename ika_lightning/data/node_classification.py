@@ -48,6 +48,11 @@ class NodeBatch(NamedTuple):
     y: Tensor
     asked: Tensor
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many nodes are asked for, and over how many edges."""
+        return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
+
 
 class NodeClassificationData(LightningDataModule):
     """A graph, its nodes split for training, validation and testing.
@@ -271,6 +276,11 @@ class NodeClassificationData(LightningDataModule):
     def is_fitted(self) -> bool:
         """Whether classes and features are known."""
         return bool(self._known)
+
+    @property
+    def node_names(self) -> list[str]:
+        """Names of the nodes of the graph that was read last: those of its table, else their numbers."""
+        return self._node_names
 
     def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
         """Write a row for each node as CSV: ``node``, ``label``, and ``probability_<class>`` of each class.

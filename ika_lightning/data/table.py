@@ -40,6 +40,11 @@ class RowBatch(NamedTuple):
     target: Tensor
     row: Tensor
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows this is."""
+        return {"rows": len(self.row)}
+
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
 

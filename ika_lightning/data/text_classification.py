@@ -40,6 +40,11 @@ class TextBatch(NamedTuple):
     label: Tensor
     row: Tensor
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many texts and tokens this is."""
+        return {"texts": len(self.tokens), "tokens": (self.tokens != 0).sum()}
+
 
 class TextClassificationData(LightningDataModule):
     """Texts and their classes, split, cut into tokens, and served in batches of similar length.

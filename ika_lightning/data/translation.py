@@ -19,7 +19,7 @@ from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.table import closest, quoted
-from ika_lightning.data.tokenizer import END, START, Tokenizer
+from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
 
 __all__ = ["TranslationBatch", "TranslationData"]
 
@@ -40,6 +40,12 @@ class TranslationBatch(NamedTuple):
     target: Tensor
     number: Tensor
     texts: Sequence[tuple[str, str]] = ()
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """How many sentences this is, and how many tokens on both sides together."""
+        tokens = (self.source != PADDING).sum() + (self.target != PADDING).sum()
+        return {"sentences": len(self.source), "tokens": tokens}
 
 
 class TranslationData(LightningDataModule):
@@ -239,6 +245,16 @@ class TranslationData(LightningDataModule):
         """Return the text that each sequence of target tokens stands for, on one line."""
         tokenizer = self._fitted()[1]
         return [" ".join(tokenizer.decode(sequence).split("\n")).strip() for sequence in tokens]
+
+    def token_names(self, tokens: Tensor, target: bool = False) -> list[list[str]]:
+        """Return each token of sentences, or of their translations, as a person would read it, without padding.
+
+        Args:
+            tokens: (b, n), padded.
+            target: Whether they are translations.
+        """
+        tokenizer = self._fitted()[target]
+        return [tokenizer.names([token for token in row if token != PADDING]) for row in tokens.tolist()]
 
     def write_predictions(self, path: str | Path, predictions: Sequence[tuple[int, list[list[Any]]]]) -> None:
         """Write the translations of ``predict_path``, line by line.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from ika_lightning.attention.graph import KernelGATConv
 from ika_lightning.data import NodeClassificationData
 from ika_lightning.data.node_classification import NodeBatch
 from ika_lightning.models import ConvFactory, GraphNetwork
+from ika_lightning.pictures.results import draw_embeddings
 from ika_lightning.tasks.base import Task, find_layer
 
 # What only the data knows; it is written to the hyper-parameters, so that a checkpoint is enough to build the model.
@@ -74,6 +77,7 @@ class NodeClassification(Task):
         super().__init__(optimizer, scheduler, kl_weight, compile)
         self.save_hyperparameters_with_attention("conv")
         self.train_loss = MeanMetric()
+        self._embedded: tuple[Tensor, Tensor] | None = None  # nodes of the last evaluation, and their classes
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -104,8 +108,10 @@ class NodeClassification(Task):
     def forward(self, batch: NodeBatch) -> Tensor:
         """Score the classes of the nodes asked for; returns (r, num_classes)."""
         assert self.net is not None
-        scores: Tensor = self.net(batch.x, batch.edge_index, batch.edge_attr)
-        return scores.index_select(0, batch.asked)
+        embedded = self.net.embed(batch.x, batch.edge_index, batch.edge_attr)
+        if not self.training:
+            self._embedded = embedded, batch.y
+        return self.net.classify(embedded, batch.edge_index, batch.edge_attr).index_select(0, batch.asked)
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Return the loss of the nodes asked for."""
@@ -136,6 +142,20 @@ class NodeClassification(Task):
         """Return the probabilities of the classes, (r, num_classes)."""
         probabilities: Tensor = self(batch).softmax(-1)
         return probabilities
+
+    def pictures(self) -> dict[str, Callable[[], Any]]:
+        """Return what can be drawn of the last evaluation."""
+        data = self.find_data(NodeClassificationData)
+        if data is None or self._embedded is None:
+            return {}
+        return {"results/embeddings": partial(draw_embeddings, *self._embedded, data.classes)}
+
+    def attention_names(self, batch: NodeBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to: the nodes of the graph."""
+        data = self.find_data(NodeClassificationData)
+        if data is None or len(data.node_names) != len(batch.x):
+            return None
+        return [data.node_names], [data.node_names]
 
     def _build(self) -> None:
         sizes = self.hparams

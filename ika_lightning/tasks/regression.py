@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ika_lightning.attention import MIKAN
 from ika_lightning.data import RegressionData
 from ika_lightning.data.table import RowBatch
 from ika_lightning.models import AttentionFactory, RowTransformer
+from ika_lightning.pictures.results import draw_fit
 from ika_lightning.tasks.base import Task, find_layer
 
 # What only the data knows; it is written to the hyper-parameters, so that a checkpoint is enough to build the model.
@@ -89,6 +92,7 @@ class Regression(Task):
         self.attention = find_layer(attention)
         self.train_loss = MeanSquaredError()
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
+        self._answers: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last validation: rows, answers, truth
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -140,7 +144,10 @@ class Regression(Task):
 
     def validation_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of validation rows."""
-        self._measure(self.val_metrics, batch)
+        answers = self._measure(self.val_metrics, batch)
+        if batch_idx == 0:
+            self._answers = []
+        self._answers.append((batch.row, answers, batch.target))
 
     def test_step(self, batch: RowBatch, batch_idx: int) -> None:
         """Measure a batch of test rows."""
@@ -160,6 +167,19 @@ class Regression(Task):
         in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled
         return in_units
 
+    def pictures(self) -> dict[str, Callable[[], Any]]:
+        """Return what can be drawn of the last validation; in distributed training, of this process's rows."""
+        data = self.find_data(RegressionData)
+        if data is None or not self._answers:
+            return {}
+        row, *scaled = (torch.cat(parts).cpu() for parts in zip(*self._answers, strict=True))
+        answers, target = (self.hparams["target_mean"] + self.hparams["target_std"] * x.double() for x in scaled)
+        return {"results/fit": partial(draw_fit, row, answers, target, data.target_name)}
+
+    def rehearse(self) -> Tensor:
+        """Answer for the rows of the context, which a checkpoint has: what can be watched without any data."""
+        return self(self.context[-1:])
+
     def _build(self) -> None:
         sizes = self.hparams
         if self.net is None:
@@ -175,9 +195,13 @@ class Regression(Task):
         context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
         self.register_buffer("context", context)
 
-    def _measure(self, metrics: MetricCollection, batch: RowBatch) -> None:
-        if len(batch.target):  # the share of one process may have none
-            metrics.update(self(batch.features), batch.target)
+    def _measure(self, metrics: MetricCollection, batch: RowBatch) -> Tensor:
+        """Update the metrics with a batch, and return its predictions."""
+        if not len(batch.target):  # the share of one process may have none
+            return batch.target
+        answers = self(batch.features)
+        metrics.update(answers, batch.target)
+        return answers
 
     def _log_metrics(self, stage: str, metrics: MetricCollection) -> None:
         """Log the errors in the target's own units: they were measured on the standardised scale."""

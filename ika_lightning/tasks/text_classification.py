@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,7 @@ from ika_lightning.data.text_classification import TextBatch
 from ika_lightning.data.vectors import read_vectors
 from ika_lightning.models import AttentionFactory, TextClassifier
 from ika_lightning.models.text import Pooling
+from ika_lightning.pictures.results import draw_confusion
 from ika_lightning.tasks.base import Task, find_layer
 
 # What only data and vectors know; it is written to the hyper-parameters, so that a checkpoint is enough to build the
@@ -108,6 +111,7 @@ class TextClassification(Task):
         self.attention = find_layer(attention)
         self.vectors, self.class_weights, self.label_smoothing = vectors, class_weights, label_smoothing
         self.register_buffer("weights", None, persistent=False)
+        self._confusion: Tensor | None = None  # of the last validation
         self.train_loss = MeanMetric()
 
     def configure_model(self) -> None:
@@ -163,7 +167,7 @@ class TextClassification(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured, and put the confusion matrix into TensorBoard."""
-        confusion = self._log_metrics("val", self.val_metrics)
+        confusion = self._confusion = self._log_metrics("val", self.val_metrics)
         if isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
             table = describe_confusion(confusion, self.hparams["classes"])
             self.logger.experiment.add_text("val/confusion", table, self.global_step)
@@ -177,6 +181,21 @@ class TextClassification(Task):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Return the probabilities of the classes, (b, c)."""
         return self(batch.tokens).softmax(-1)
+
+    def pictures(self) -> dict[str, Callable[[], Any]]:
+        """Return what can be drawn of the last validation."""
+        if self._confusion is None:
+            return {}
+        return {"results/confusion": partial(draw_confusion, self._confusion.cpu(), self.hparams["classes"])}
+
+    def attention_names(self, batch: TextBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to: the tokens of each text."""
+        data = self.find_data(TextClassificationData)
+        if data is None:
+            return None
+        first = ["<cls>"] if self.hparams["pooling"] == "cls" else []
+        names = [first + data.tokenizer.names([token for token in text if token]) for text in batch.tokens.tolist()]
+        return names, names
 
     def _build(self) -> None:
         sizes = self.hparams

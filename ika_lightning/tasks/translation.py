@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ class Translation(Task):
         self.train_loss = MeanMetric()
         self.val_metrics, self.test_metrics = _metrics(), _metrics()
         self._samples: dict[int, tuple[str, str, str]] = {}
+        self._sampled: list[tuple[str, str, str]] = []  # in the last validation
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -163,7 +165,7 @@ class Translation(Task):
     def on_validation_epoch_end(self) -> None:
         """Log what was measured, and a few translations."""
         self._log_metrics("val", self.val_metrics)
-        rows = [self._samples[number] for number in sorted(self._samples)]
+        self._sampled = rows = [self._samples[number] for number in sorted(self._samples)]
         self._samples = {}
         if isinstance(self.logger, TensorBoardLogger):
             table = ["| sentence | reference | translation |", "| --- | --- | --- |"]
@@ -186,6 +188,21 @@ class Translation(Task):
         for number, hypotheses in zip(batch.number.tolist(), found, strict=True):
             lines.setdefault(number, []).append(hypotheses)
         return list(lines.items())
+
+    def tables(self) -> dict[str, tuple[Sequence[str], Sequence[Sequence[str]]]]:
+        """Return what can be told of the last validation: a few translations."""
+        return {"Translations": (("sentence", "reference", "translation"), self._sampled)} if self._sampled else {}
+
+    def attention_names(self, batch: TranslationBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to: tokens of the sentences, of their translations, or of both."""
+        data = self.find_data(TranslationData)
+        if data is None:
+            return None
+        # the decoder reads all of a translation but its end
+        sources, targets = data.token_names(batch.source), data.token_names(batch.target[:, :-1], target=True)
+        if "cross_attention" in layer:
+            return targets, sources
+        return (targets, targets) if "self_attention" in layer else (sources, sources)
 
     def _build(self) -> None:
         sizes = self.hparams

@@ -1,0 +1,103 @@
+"""What attention learned, in four callbacks; :mod:`ika_lightning.pictures` says how each picture is made."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from typing_extensions import override
+
+from ika_lightning.callbacks.pictures import AttentionPictures
+from ika_lightning.pictures import Recording
+from ika_lightning.pictures.record import GraphRecording, SequenceRecording
+from ika_lightning.pictures.similarity import draw_similarity
+from ika_lightning.pictures.spectrum import correlation, draw_correlation, draw_density, frequencies, start_std
+from ika_lightning.pictures.weights import draw_magnitude, draw_maps, draw_neighbourhoods
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ika_lightning.callbacks.pictures import Figures
+
+
+class AttentionMaps(AttentionPictures):
+    """Draws which keys each head attends to: a map for each of a few sequences, or the neighbours of a few nodes.
+
+    Axes have names if the model has a method ``attention_names(batch, layer)``, see
+    :func:`~ika_lightning.callbacks.pictures.names_of`.
+
+    Args:
+        share: Most of the training time that this callback may take. 0 draws nothing.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[AttentionMaps(share=0.01)], logger=False, enable_checkpointing=False)
+    """
+
+    @override
+    def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
+        tag = f"attention/{recording.name}"
+        if isinstance(recording, SequenceRecording):
+            return {tag: partial(draw_maps, recording, names)}
+        if isinstance(recording, GraphRecording):
+            return {tag: partial(draw_neighbourhoods, recording, names and names[0][0])}
+        return {}
+
+
+class LearnedSimilarity(AttentionPictures):
+    """Draws the kernel of each head as a function, beside the Gaussian that it replaces.
+
+    Dot-product attention has nothing else than that Gaussian, and gets no picture.
+
+    Args:
+        share: Most of the training time that this callback may take. 0 draws nothing.
+    """
+
+    @override
+    def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
+        return {f"similarity/{recording.name}": partial(draw_similarity, recording)} if recording.learned else {}
+
+
+class SpectralDensity(AttentionPictures):
+    """Draws the density of each head's frequencies as it moves in training, and the correlation between heads.
+
+    Args:
+        share: Most of the training time that this callback may take. 0 draws nothing.
+    """
+
+    _MAX_LINES = 6
+
+    def __init__(self, share: float = 0.005) -> None:
+        super().__init__(share)
+        self._history: dict[str, list[tuple[int, Tensor]]] = {}
+
+    @override
+    def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
+        if not recording.frequencies:
+            return {}
+        figures = {f"spectrum/{recording.name}": partial(self._draw_density, recording, step)}
+        matrix = correlation(recording)
+        if matrix is not None and recording.num_heads > 1:
+            figures[f"correlation/{recording.name}"] = partial(draw_correlation, matrix, recording.name)
+        return figures
+
+    def _draw_density(self, recording: Recording, step: int) -> Figure:
+        history = self._history.setdefault(recording.name, [])
+        history.append((step, frequencies(recording).cpu()))
+        if len(history) > self._MAX_LINES:  # the first and the last stay, and what is left is as even as it was
+            del history[1::2]
+        return draw_density(history, start_std(recording), recording.name)
+
+
+class MagnitudeAndSparsity(AttentionPictures):
+    """Draws how the magnitude of keys is distributed, and over how many keys each head spreads its weights.
+
+    Args:
+        share: Most of the training time that this callback may take. 0 draws nothing.
+    """
+
+    @override
+    def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
+        seen = isinstance(recording, SequenceRecording | GraphRecording)
+        return {f"magnitude/{recording.name}": partial(draw_magnitude, recording)} if seen else {}

@@ -1,0 +1,66 @@
+"""What a run was started with, beside what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+
+class Hyperparameters(Callback):
+    """Fills TensorBoard's HPARAMS tab: a row for each run, with its arguments and the best score so far.
+
+    The score is what the first ``ModelCheckpoint`` monitors, the best one so far, under the name ``hp_metric``, which
+    is the same for all runs. Besides the arguments that model and data have saved, a row has the optimizer and its
+    learning rate and weight decay.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[Hyperparameters()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self) -> None:
+        self._best: float | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._best = None
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        checkpoint = next(iter(trainer.checkpoint_callbacks), None)
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not boards or not isinstance(checkpoint, ModelCheckpoint):
+            return
+        score = trainer.callback_metrics.get(checkpoint.monitor or "")
+        if score is None:
+            return
+        # that of a run that goes on is in its checkpoint
+        better = max if checkpoint.mode == "max" else min
+        known = [value for value in (self._best, checkpoint.best_model_score) if value is not None]
+        best = better(float(score), *(float(value) for value in known)) if known else float(score)
+        if best == self._best:
+            return
+        for board in boards:
+            if self._best is None:
+                board.log_hyperparams(self._parameters(trainer, pl_module), {"hp_metric": best}, trainer.global_step)
+            else:
+                board.log_metrics({"hp_metric": best}, trainer.global_step)
+        self._best = best
+
+    def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        data = getattr(trainer, "datamodule", None)
+        parameters = {**getattr(data, "hparams_initial", {}), **pl_module.hparams}
+        parameters = {name: value for name, value in parameters.items() if not name.startswith("_")}
+        for optimizer in trainer.optimizers[:1]:
+            (group, *_) = optimizer.param_groups
+            parameters["optimizer"] = type(optimizer).__name__
+            parameters["learning_rate"] = float(group.get("initial_lr", group["lr"]))
+            parameters["weight_decay"] = float(group.get("weight_decay", 0.0))
+        return parameters

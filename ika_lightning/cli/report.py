@@ -1,0 +1,234 @@
+"""``python -m ika_lightning report``: what a trained model has learned, as a page with pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from typing_extensions import override
+
+from ika_lightning.callbacks import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
+from ika_lightning.callbacks.pictures import names_of
+from ika_lightning.cli.checkpoint import read_checkpoint
+from ika_lightning.pictures import Recorder, Recording, record_spectra
+from ika_lightning.pictures.canvas import to_pixels, to_png
+
+PAGE = "report.html"
+
+#: What the pictures of a kind show, in the order of the page.
+KINDS = {
+    "results": "What the model answers on its validation data.",
+    "attention": "How much each query (row) attends to each key (column), for a few examples; bright is much.",
+    "similarity": "The kernel of each head as a function, beside the Gaussian inside dot-product attention. Along the "
+    "diagonal of a surface, or at distance 0, query and key are equal.",
+    "spectrum": "The density of the kernel's frequencies: wide means that small differences matter. Dashed is that of "
+    "the Gaussian from which training starts.",
+    "correlation": "How far the heads draw the same frequencies: 0 is independent, 1 together, -1 opposite.",
+    "magnitude": "How much keys ask for attention whatever the query is, and over how many keys a head spreads it.",
+}
+_STYLE = """\
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1, h2 { font-weight: 600; } img { max-width: 100%; display: block; margin: .5rem 0 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+td, th { border-bottom: 1px solid #ccc; padding: .2rem .8rem .2rem 0;
+text-align: left; vertical-align: top; } code { background: #f3f3f3; padding: 0 .2rem; }
+"""
+
+Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+
+class ReportingTrainer(Trainer):
+    """A trainer that can also draw what a trained model has learned."""
+
+    def report(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str = "report",
+    ) -> None:
+        """Draw what a checkpoint has learned.
+
+        Examples are those of ``--input``; else the validation data, if it is there; else what the checkpoint holds.
+
+        Args:
+            model: The model.
+            datamodule: Its data.
+            ckpt_path: The checkpoint.
+            output: The folder to write: a page, ``report.html``, and its pictures. A former report is replaced.
+        """
+        folder = check_folder(output)
+        assert ckpt_path is not None
+        checkpoint = read_checkpoint(Path(ckpt_path))
+        watch = _Examples()
+        self.callbacks.append(watch)  # type: ignore[attr-defined]
+        notes = []
+        if getattr(datamodule, "predict_path", None) is not None:
+            self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
+        else:
+            try:
+                self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+            except (OSError, ValueError) as error:
+                notes.append(f"Without examples, as the validation data could not be had: {error}")
+                model = type(model).load_from_checkpoint(ckpt_path, weights_only=True, map_location="cpu").eval()
+                watch.look(model)
+        recordings = record_spectra(model.eval()) | watch.recordings
+        figures = _figures(model, recordings, watch.batch, int(checkpoint["global_step"]), with_results=not notes)
+        facts = _facts(model, checkpoint, ckpt_path, {k: float(v) for k, v in self.callback_metrics.items()})
+        tables: Tables = {"Run": (("", ""), facts), **(_ask(model, "tables") or {})}
+        _write(folder, f"{type(model).__name__} after {checkpoint['global_step']:,} steps", notes, tables, figures)
+        print(f"{len(figures)} pictures: {folder / PAGE}")
+
+
+class _Examples(Callback):
+    """Looks on while a model validates or predicts: at the batch in the middle."""
+
+    def __init__(self) -> None:
+        self.recordings: dict[str, Recording] = {}
+        self.batch: Any = None
+        self._recorder: Recorder | None = None
+
+    def look(self, model: LightningModule) -> None:
+        """Look at a model that has examples of its own."""
+        with torch.no_grad(), Recorder(model) as recorder:
+            _ask(model, "rehearse")
+        self.recordings = recorder.recordings
+
+    def _start(self, model: LightningModule, batch: Any, number: int, count: float) -> None:
+        if number == int(count) // 2:
+            self.batch, self._recorder = batch, Recorder(model).__enter__()
+
+    def _stop(self) -> None:
+        if self._recorder is not None:
+            self._recorder.__exit__()
+            self.recordings, self._recorder = self._recorder.recordings, None
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._start(pl_module, batch, batch_idx, trainer.num_val_batches[0])
+
+    @override
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._start(pl_module, batch, batch_idx, trainer.num_predict_batches[0])
+
+    @override
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._stop()
+
+    @override
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._stop()
+
+
+def check_folder(output: str | Path) -> Path:
+    """Check that a report can be written, before any work is done.
+
+    Raises:
+        FileNotFoundError: If there is no folder to put it in.
+        FileExistsError: If something else than a report is there already.
+        PermissionError: If the folder cannot be written to.
+
+    Example:
+        >>> check_folder("nowhere/report")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: cannot write nowhere/report: there is no folder nowhere; create it first
+    """
+    folder = Path(output)
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {folder}: there is no folder {folder.parent}; create it first")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file()):
+        raise FileExistsError(f"cannot write {folder}: it is there, and is no report; choose another --output")
+    if not os.access(folder.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {folder}: no permission to write in {folder.parent.resolve()}")
+    return folder
+
+
+def _figures(
+    model: LightningModule, recordings: Mapping[str, Recording], batch: Any, step: int, with_results: bool
+) -> dict[str, bytes]:
+    """Draw all there is; PNGs by name."""
+    drawing: dict[str, Any] = dict((_ask(model, "pictures") or {}) if with_results else {})
+    for callback in (AttentionMaps(), LearnedSimilarity(), SpectralDensity(), MagnitudeAndSparsity()):
+        for recording in recordings.values():
+            names = None if batch is None else names_of(model, batch, recording.name)
+            drawing.update(callback.pictures_of(recording, names, step))
+    with torch.no_grad():
+        return {tag: to_png(to_pixels(draw())) for tag, draw in drawing.items()}
+
+
+def _ask(model: LightningModule, name: str) -> Any:
+    """Call a method that a model may have or not."""
+    method = getattr(model, name, None)
+    return None if method is None else method()
+
+
+def _facts(
+    model: LightningModule, checkpoint: Mapping[str, Any], path: str, measured: Mapping[str, float]
+) -> list[tuple[str, str]]:
+    """What the page says of the run: arguments of the model, and scores."""
+    facts = [("checkpoint", path), ("epoch", str(checkpoint["epoch"]))]
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, Mapping) and state.get("best_model_score") is not None:
+            facts.append((f"best {state['monitor']} of the run", f"{float(state['best_model_score']):.6g}"))
+    facts += [(name, f"{value:.6g}") for name, value in sorted(measured.items())]
+    for name, value in model.hparams.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            options = [f"{key}={option}" for key, option in (value.get("init_args") or {}).items()]
+            value = f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
+            facts.append((name, str(value)))
+    return facts
+
+
+def _write(folder: Path, title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> None:
+    """Write page and pictures to a folder of another name, and move it into place."""
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    former = part.with_suffix(".former")
+    try:
+        part.mkdir()
+        for tag, png in figures.items():
+            (part / f"{tag.replace('/', '-')}.png").write_bytes(png)
+        (part / PAGE).write_text(_page(title, notes, tables, figures), encoding="utf-8")
+        if folder.is_dir():
+            folder.replace(former)
+        part.replace(folder)
+    finally:
+        if former.is_dir() and not folder.is_dir():  # the move failed: what was there comes back
+            former.replace(folder)
+        for rest in (part, former):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _page(title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> str:
+    """Make a page that needs no other file."""
+    say = html.escape
+    parts = [f"<h1>{say(title)}</h1>", *(f"<p>{say(note)}</p>" for note in notes)]
+    for name, (header, rows) in tables.items():
+        lines = ["".join(f"<th>{say(cell)}</th>" for cell in header)] if any(header) else []
+        lines += ["".join(f"<td>{say(cell)}</td>" for cell in row) for row in rows]
+        parts += [f"<h2>{say(name)}</h2>", "<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"]
+    for kind, text in KINDS.items():
+        shown = {tag: png for tag, png in figures.items() if tag.startswith(f"{kind}/")}
+        if shown:
+            parts += [f"<h2>{kind.capitalize()}</h2>", f"<p>{say(text)}</p>"]
+        for tag, png in shown.items():
+            data = base64.b64encode(png).decode()
+            parts.append(f'<img alt="{say(tag)}" title="{say(tag)}" src="data:image/png;base64,{data}">')
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{say(title)}</title>\n'
+        f"<style>\n{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )

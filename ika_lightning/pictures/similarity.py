@@ -1,0 +1,156 @@
+r"""The learned similarity as a function, beside the Gaussian that it replaces.
+
+.. math:: \kappa(x, y) = \rho(x, y)^2 + 10^{-5}, \qquad \kappa_{\text{RBF}}(x, y) = e^{-|x - y|^2 / 2 \sqrt d}
+
+A kernel of d dimensions is shown along the direction in which its frequencies are largest: there it varies most.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ika_lightning.attention.functional import FLOOR
+from ika_lightning.attention.kernels import (
+    RBFKernel,
+    nonstationary_features,
+    squared_distance,
+    stationary_features,
+)
+from ika_lightning.pictures.canvas import COLOURS, GREY, array, colour_bar, few_ticks, panels, styled, tiles
+from ika_lightning.pictures.record import Recording
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def log_similarity(recording: Recording, x: Tensor, y: Tensor) -> Tensor:
+    """Evaluate the logarithm of a layer's kernel between points.
+
+    Args:
+        recording: The layer.
+        x: Points in the place of queries.
+        y: Points in the place of keys.
+
+    Shapes:
+        x (..., h, n, d); y (..., h, m, d); the result (..., h, n, m).
+
+    Example:
+        >>> recording = Recording(name="", num_heads=2, width=3, p=2.0, frequencies=(torch.randn(2, 5, 3),))
+        >>> x = torch.randn(2, 4, 3)
+        >>> log_similarity(recording, x, x).diagonal(dim1=1, dim2=2).allclose(torch.tensor(1e-5).log1p(), atol=1e-6)
+        True
+    """
+    if recording.frequencies:
+        features = stationary_features if len(recording.frequencies) == 1 else nonstationary_features
+        frequencies = [w.to(x) for w in recording.frequencies]
+        return ((features(x, *frequencies) @ features(y, *frequencies).mT).square() + FLOOR).log()
+    if recording.kernel is not None:
+        with torch.no_grad():
+            logarithm: Tensor = recording.kernel.to(x)(x, y)
+        return logarithm
+    return log_rbf(x, y)
+
+
+def log_rbf(x: Tensor, y: Tensor) -> Tensor:
+    r"""Evaluate the logarithm of dot-product attention's kernel, :math:`-|x - y|^2 / 2 \sqrt d`."""
+    return -squared_distance(x, y) / (2 * math.sqrt(x.size(-1)))
+
+
+def of_first_sequence(recording: Recording) -> Recording:
+    """Return a recording with the kernels of its first sequence alone, where each has its own."""
+    frequencies = tuple(w[0] if w.dim() == 4 else w for w in recording.frequencies)
+    copula = recording.copula[0] if recording.copula is not None and recording.copula.dim() == 3 else recording.copula
+    return replace(recording, frequencies=frequencies, copula=copula)
+
+
+def main_direction(recording: Recording) -> Tensor:
+    """Return, for each head, the unit vector along which frequencies have the largest second moment; (h, d).
+
+    Where a formula gives the kernel all directions are alike, and the first axis is returned.
+    """
+    if not recording.frequencies:
+        return torch.eye(recording.width)[0].expand(recording.num_heads, -1)
+    w = torch.cat(of_first_sequence(recording).frequencies, 1).cpu()
+    return torch.linalg.eigh(w.mT @ w).eigenvectors[..., -1]
+
+
+def is_stationary(recording: Recording) -> bool:
+    """Whether the kernel is one of the difference of its arguments, as far as the layer's kind tells."""
+    return len(recording.frequencies) == 1 or isinstance(recording.kernel, RBFKernel) or not recording.learned
+
+
+def kernel_along(recording: Recording, distances: Tensor) -> Tensor:
+    """Evaluate each head's kernel between the origin and points on a ray; (r,) -> (h, r)."""
+    recording = of_first_sequence(recording)
+    ray = distances.unsqueeze(-1) * main_direction(recording).to(distances).unsqueeze(1)  # (h, r, d)
+    return log_similarity(recording, torch.zeros_like(ray[:, :1]), ray).exp().squeeze(1)
+
+
+def kernel_over(recording: Recording, positions: Tensor) -> Tensor:
+    """Evaluate each head's kernel between all pairs of points on a line; (r,) -> (h, r, r), queries first."""
+    recording = of_first_sequence(recording)
+    line = positions.unsqueeze(-1) * main_direction(recording).to(positions).unsqueeze(1)
+    return log_similarity(recording, line, line).exp()
+
+
+# --- Drawing ----------------------------------------------------------------------------------------------------------
+
+_POINTS = 61
+_MAX_HEADS = 8
+
+
+@styled
+def draw_similarity(recording: Recording) -> Figure:
+    """Draw each head's kernel: along a ray if it is stationary, else as a surface over two positions.
+
+    Positions reach three of the Gaussian's lengthscales, :math:`d^{1/4}`, far.
+
+    Example:
+        >>> recording = Recording(name="", num_heads=2, width=4, p=2.0, frequencies=(torch.randn(2, 8, 4),))
+        >>> [line.get_label() for line in draw_similarity(recording).axes[0].lines]
+        ['head 0', 'head 1', 'the RBF it replaces']
+    """
+    return _draw_rays(recording) if is_stationary(recording) else _draw_surfaces(recording)
+
+
+def _draw_rays(recording: Recording) -> Figure:
+    distances = torch.linspace(0.0, 3.0 * recording.width**0.25, _POINTS)
+    figure, [[panel]] = panels(1, 1, f"Similarity: {recording.name}", width=3.4, height=2.0, right=1.6, top=0.4)
+    for head, learned in enumerate(array(kernel_along(recording, distances))[:_MAX_HEADS]):
+        panel.plot(distances, learned, color=COLOURS[head], label=f"head {head}")
+    gaussian = (-0.5 * distances.square() * recording.width**-0.5).exp()
+    panel.plot(distances, gaussian, color=GREY, linestyle="--", label="the RBF it replaces")
+    panel.set(xlabel="distance of q and k along the main direction", ylabel="κ(q, k)", ylim=(-0.03, 1.05))
+    panel.set_xlim(0.0, float(distances[-1]))
+    few_ticks(panel)
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.4)
+    return figure
+
+
+def _draw_surfaces(recording: Recording) -> Figure:
+    reach = 3.0 * recording.width**0.25
+    positions = torch.linspace(-reach, reach, _POINTS)
+    surfaces = array(kernel_over(recording, positions).flip(1))[:_MAX_HEADS]
+    gaussian = (-0.5 * (positions - positions.unsqueeze(1)).square() * recording.width**-0.5).exp().flip(0)
+    titles = ["the RBF it replaces", *(f"head {head}" for head in range(len(surfaces)))]
+    columns = min(5, len(titles))
+    rows = -(-len(titles) // columns)
+    title = f"Similarity over two positions on a line: {recording.name}"
+    figure, [[panel]] = panels(1, 1, title, width=1.35 * columns - 0.15, height=1.35 * rows - 0.15, right=0.7, top=0.5)
+    images = [array(gaussian), *surfaces]
+    image, corners = tiles(panel, images, titles, columns, 0.14, vmin=0.0, vmax=1.0, cmap="viridis")
+    ends = [f"{-reach:.1f}", "0", f"{reach:.1f}"]
+    middle = (_POINTS - 1) / 2
+    left, top = corners[(rows - 1) * columns]
+    panel.set_xticks([left + 0.5 + k * middle for k in range(3)], ends)
+    panel.set_yticks([top + 0.5 + k * middle for k in range(3)], ends[::-1])
+    panel.set(xlabel="position of k along the main direction", ylabel="position of q")
+    colour_bar(figure, image, panel, "κ(q, k)")
+    return figure

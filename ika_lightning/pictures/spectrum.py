@@ -1,0 +1,149 @@
+r"""The spectral density that a layer has learned, and how its heads depend on one another.
+
+The density is known by samples alone: the frequencies. All d coordinates of the M frequencies of a head are taken
+together, as the Gaussian that the kernel starts from, :math:`N(0, 1 / 2 \sqrt d)` in each coordinate, is the same in
+all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ika_lightning.pictures.canvas import GREY, array, colour_bar, few_ticks, panels, styled
+from ika_lightning.pictures.record import Recording
+from ika_lightning.pictures.similarity import of_first_sequence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# --- Numbers ----------------------------------------------------------------------------------------------------------
+
+
+def frequencies(recording: Recording) -> Tensor:
+    """Return the coordinates of all frequencies of each head, in radians per unit of the query; (h, 1 or 2 M d).
+
+    Of a kernel that differs between sequences, those of the first.
+    """
+    return torch.cat([w.flatten(1) for w in of_first_sequence(recording).frequencies], 1)
+
+
+def correlation(recording: Recording) -> Tensor | None:
+    """Return the correlation between heads, :math:`R_c = C C^T`, (h, h); None where they are not coupled.
+
+    Of a correlation that differs between sequences, that of the first.
+    """
+    factor = of_first_sequence(recording).copula
+    return None if factor is None else factor @ factor.mT
+
+
+def start_std(recording: Recording) -> float:
+    """Return the standard deviation of the frequencies of the Gaussian kernel, from which a layer starts."""
+    return (2.0 * math.sqrt(recording.width)) ** -0.5
+
+
+def density(samples: Tensor, at: Tensor) -> Tensor:
+    r"""Estimate densities from samples with a Gaussian of Silverman's width around each.
+
+    .. math:: b = 0.9 \min(\text{std}, \text{iqr} / 1.34) \, k^{-1/5}
+
+    and no less than half the distance of the places asked for: a narrower peak would pass between them.
+
+    Shapes:
+        samples (h, k); at (g,), evenly spaced; the result (h, g).
+
+    Example:
+        >>> grid = torch.linspace(-8.0, 8.0, 401)
+        >>> density(torch.randn(2, 100), grid).sum(1).mul(16.0 / 400).allclose(torch.ones(2), atol=1e-3)
+        True
+    """
+    low, high = samples.quantile(torch.tensor([0.25, 0.75]).to(samples), 1)
+    width = torch.minimum(samples.std(1, correction=0), (high - low) / 1.34)
+    width = (0.9 * width * samples.size(1) ** -0.2).clamp_min(float(at[1] - at[0]) / 2)
+    scaled = (at[:, None, None] - samples) / width.unsqueeze(-1)  # (g, h, k)
+    return (scaled.square().mul(-0.5).exp().mean(-1) / (width * math.sqrt(2 * math.pi))).mT
+
+
+# --- Drawing ----------------------------------------------------------------------------------------------------------
+
+_POINTS = 121
+_MAX_HEADS = 8
+_MAX_SAMPLES = 512  # of a head, for its density
+
+
+@styled
+def draw_density(history: Sequence[tuple[int, Tensor]], start_std: float, name: str) -> Figure:
+    """Draw the density of each head's frequencies as a ridge, one head above the other.
+
+    Each head has a line for each time it was looked at, the darker the later; the last is filled. Lines end at twice
+    the height of the dashed one.
+
+    Args:
+        history: Steps, and what :func:`frequencies` returned at each, (h, k).
+        start_std: What :func:`start_std` returned: the dashed curve.
+        name: The layer.
+
+    Example:
+        >>> figure = draw_density([(0, torch.randn(2, 40)), (10, torch.randn(2, 40))], 1.0, "encoder")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['head 0', 'head 1']
+    """
+    from matplotlib import colormaps
+    from matplotlib.collections import LineCollection
+
+    drawn = [samples[:_MAX_HEADS] for _, samples in history]
+    reach = max(4.0 * start_std, *(float(samples.abs().quantile(0.995)) * 1.25 for samples in drawn))
+    grid = torch.linspace(-reach, reach, _POINTS)
+    start = (-0.5 * (grid / start_std).square()).exp() / (start_std * math.sqrt(2 * math.pi))
+    curves = [density(samples[:, :: -(-samples.size(1) // _MAX_SAMPLES)].cpu(), grid) for samples in drawn]
+    # a head whose frequencies have shrunk to nothing has a peak that would flatten all others
+    curves = [curve.clamp_max(2.0 * float(start.max())) for curve in curves]
+    lift = 1.1 * max(float(start.max()), *(float(curve.max()) for curve in curves))
+    heads = len(drawn[0])
+    figure, [[panel]] = panels(
+        1, 1, f"Spectral density: {name}", width=3.4, height=max(1.0, 0.42 * heads), right=1.6, top=0.4
+    )
+    shades = colormaps["viridis"]([0.9 - 0.9 * k / max(1, len(curves) - 1) for k in range(len(curves))])
+    bases = [lift * (heads - 1 - head) for head in range(heads)]
+    for (step, _), curve, shade in zip(history, curves, shades if len(curves) > 1 else ["#440154"], strict=True):
+        lines = [torch.stack([grid, curve[head] + base], 1).numpy() for head, base in enumerate(bases)]
+        panel.add_collection(LineCollection(lines, colors=[shade], linewidths=1.0, label=f"step {step:,}"))
+    for head, base in enumerate(bases):
+        panel.fill_between(grid, base, base + curves[-1][head], color=GREY, alpha=0.2, linewidth=0)
+    dashed = [torch.stack([grid, start + base], 1).numpy() for base in bases]
+    panel.add_collection(LineCollection(dashed, colors=GREY, linestyles="--", linewidths=0.8, label="of the RBF"))
+    panel.set(xlim=(-reach, reach), ylim=(0.0, lift * heads), xlabel="frequency, radians per unit of the query")
+    few_ticks(panel, y=False)
+    panel.set_yticks(bases, [f"head {head}" for head in range(heads)])
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.4)
+    return figure
+
+
+@styled
+def draw_correlation(matrix: Tensor, name: str) -> Figure:
+    """Draw the correlation between heads, (h, h), as a heat map; with a number in each cell where there is room.
+
+    Example:
+        >>> len(draw_correlation(torch.eye(3), "encoder").axes)
+        2
+    """
+    heads = len(matrix)
+    side = max(1.4, 0.3 * min(heads, 12))
+    figure, [[panel]] = panels(
+        1, 1, f"Correlation of heads: {name}", width=side, height=side, top=0.4, right=max(0.85, 2.8 - side)
+    )
+    values = array(matrix)
+    image = panel.imshow(values, vmin=-1.0, vmax=1.0, cmap="PuOr")
+    step = -(-heads // 8)
+    panel.set(xlabel="head", ylabel="head", xticks=range(0, heads, step), yticks=range(0, heads, step))
+    if heads <= 8:
+        for i in range(heads):
+            for j in range(i):
+                colour = "white" if abs(values[i, j]) > 0.6 else "black"
+                panel.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    colour_bar(figure, image, panel, "correlation")
+    return figure

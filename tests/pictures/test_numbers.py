@@ -1,0 +1,183 @@
+"""The numbers behind each picture, exactly."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from sklearn.decomposition import PCA
+from torch.testing import assert_close
+
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, KernelGATConv, kernel_attention
+from ika_lightning.attention.functional import FLOOR
+from ika_lightning.attention.kernels import nonstationary_features, stationary_features
+from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.pictures import Recorder, Recording
+from ika_lightning.pictures.results import principal_components
+from ika_lightning.pictures.similarity import is_stationary, kernel_along, kernel_over, log_rbf, main_direction
+from ika_lightning.pictures.spectrum import correlation, density, frequencies, start_std
+from ika_lightning.pictures.weights import attention_weights, entropy, log_magnitudes, neighbourhoods
+
+HEADS, WIDTH = 3, 5
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def record(layer, length=7, **masks) -> Recording:
+    for parameter in layer.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    layer.double().eval()
+    with torch.no_grad(), Recorder(layer) as recorder:
+        layer(*[torch.randn(4, length, HEADS * WIDTH).double()] * 3, need_weights=False, **masks)
+    return recorder.recordings[""]
+
+
+@pytest.mark.parametrize("stationary", [False, True])
+@pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])
+def test_the_drawn_kernel_is_the_layers_own(kind, stationary) -> None:
+    layer = kind(HEADS * WIDTH, HEADS, stationary=stationary)
+    recording = record(layer)
+    at = torch.linspace(-2, 2, 9).double()
+    # what the layer's operation makes of the same points: unnormalised weights, by way of an unnormalised sum
+    drawn = [w[0] if w.dim() == 4 else w for w in recording.frequencies]
+    features = stationary_features if stationary else nonstationary_features
+    points = at[:, None] * main_direction(recording)[:, None]
+    phi = features(points, *drawn)
+    _, weights = kernel_attention(phi, phi, points, return_weights=True)
+    surface = kernel_over(recording, at)
+    assert_close(surface / surface.sum(-1, keepdim=True), weights, rtol=1e-9, atol=1e-12)
+    assert_close(surface, (phi @ phi.mT).square() + FLOOR)
+    assert is_stationary(recording) is stationary
+    if stationary:
+        assert_close(surface[:, 4], kernel_along(recording, at))
+        assert_close(surface[:, 0, 1], surface[:, 4, 5])
+
+
+def test_dot_product_attention_has_the_gaussian_and_a_learned_lengthscale_another() -> None:
+    at = torch.linspace(0, 3, 5).double()
+    recording = record(DotProduct(HEADS * WIDTH, HEADS))
+    expected = (-at.square() / (2 * math.sqrt(WIDTH))).exp().expand(HEADS, -1)
+    assert_close(kernel_along(recording, at), expected)
+    assert not recording.learned
+    layer = RBF(HEADS * WIDTH, HEADS)
+    recording = record(layer)
+    lengthscale = layer.core.kernel.lengthscale.detach().squeeze(-1)
+    assert recording.learned and is_stationary(recording)
+    assert_close(kernel_along(recording, at), (-at.square() / (2 * lengthscale.square())).exp())
+    x = torch.randn(4, WIDTH).double()
+    assert_close(log_rbf(x, x), -torch.cdist(x, x).square() / (2 * math.sqrt(WIDTH)), rtol=1e-6, atol=1e-9)
+
+
+def test_the_main_direction_is_that_of_the_largest_frequencies() -> None:
+    axis = torch.zeros(WIDTH).double()
+    axis[2] = 1.0
+    w = 0.01 * torch.randn(1, 6, WIDTH).double() + torch.randn(1, 6, 1).double() * axis
+    recording = Recording(name="", num_heads=1, width=WIDTH, p=2.0, frequencies=(w,))
+    assert abs(float(main_direction(recording)[0] @ axis)) > 0.99
+
+
+def test_the_drawn_correlation_is_the_copulas() -> None:
+    layer = MIKAN(HEADS * WIDTH, HEADS)
+    recording = record(layer)
+    drawn = correlation(recording)
+    mean = recording.key[0].mean(1)
+    factor = layer.core.spectrum.copula(mean)
+    assert_close(drawn, (factor @ factor.mT).detach())
+    assert_close(drawn.diagonal(), torch.ones(HEADS).double())
+    assert drawn.tril(-1).abs().max() > 0.05
+    assert correlation(record(IKAN(HEADS * WIDTH, HEADS))) is None
+
+
+def test_the_drawn_frequencies_are_the_layers_own() -> None:
+    layer = IKAN(HEADS * WIDTH, HEADS, num_samples=6)
+    recording = record(layer)
+    expected, _ = layer.core.spectrum(recording.key.mean(-2))
+    assert_close(frequencies(recording), torch.cat([w[0].flatten(1) for w in expected], 1).detach())
+    assert frequencies(recording).shape == (HEADS, 2 * 6 * WIDTH)
+    direct = IKANDirect(HEADS * WIDTH, HEADS)
+    recording = record(direct)
+    assert frequencies(recording).equal(torch.cat([w.flatten(1) for w in direct.core.spectrum.frequencies], 1))
+    assert start_std(recording) == pytest.approx((2 * math.sqrt(WIDTH)) ** -0.5)
+
+
+def test_density_is_a_kernel_density_estimate() -> None:
+    samples, at = torch.randn(2, 50).double(), torch.linspace(-3, 3, 31).double()
+    for row, drawn in zip(samples, density(samples, at), strict=True):
+        spread = min(float(row.std(correction=0)), float(stats.iqr(row.numpy())) / 1.34)
+        width = 0.9 * spread * 50**-0.2
+        expected = stats.norm.pdf(at.numpy()[:, None], row.numpy(), width).mean(1)
+        assert_close(drawn, torch.from_numpy(expected))
+
+
+def test_density_of_equal_samples_is_a_peak_and_finite() -> None:
+    drawn = density(torch.zeros(1, 9), torch.linspace(-1, 1, 21))
+    assert drawn.isfinite().all() and drawn.argmax() == 10
+
+
+def test_entropy_and_effective_number_of_keys() -> None:
+    recording = record(DotProduct(HEADS * WIDTH, HEADS), is_causal=True)
+    weights = attention_weights(recording)
+    found = entropy(recording)
+    expected = torch.distributions.Categorical(weights.clamp_min(1e-300)).entropy().transpose(0, 1).flatten(1)
+    assert_close(found, expected)
+    # the first token sees itself alone: one key
+    assert_close(found.view(HEADS, 4, 7)[..., 0], torch.zeros(HEADS, 4).double())
+    assert (found.exp() <= 7 + 1e-9).all()
+
+
+def test_padding_counts_nowhere() -> None:
+    mask = torch.zeros(4, 7, dtype=torch.bool)
+    mask[:, 5:] = True
+    mask[3, 2:] = True
+    recording = record(IKAN(HEADS * WIDTH, HEADS), key_padding_mask=mask)
+    real = int((~mask).sum())
+    assert entropy(recording).shape == (HEADS, real)
+    magnitudes = log_magnitudes(recording)
+    expected = log_magnitude(recording.key.transpose(1, 2)[~mask], recording.p).mT
+    assert_close(magnitudes.sort().values, expected.sort().values)
+    assert magnitudes.shape == (HEADS, real)
+
+
+def test_one_token_has_one_key() -> None:
+    recording = record(MIKAN(HEADS * WIDTH, HEADS), length=1)
+    assert_close(entropy(recording), torch.zeros(HEADS, 4).double())
+    assert_close(attention_weights(recording), torch.ones(4, HEADS, 1, 1).double())
+
+
+def test_neighbourhoods_and_magnitudes_of_a_graph() -> None:
+    layer = KernelGATConv(4, 5, heads=2, p=1.5).double().eval()
+    edge_index = torch.tensor([[1, 2, 3, 0, 2, 3], [0, 0, 0, 1, 1, 3]])
+    with torch.no_grad(), Recorder(layer) as recorder:
+        layer(torch.randn(4, 4).double(), edge_index)
+    recording = recorder.recordings[""]
+    (first, neighbours, weights), (second, *_) = neighbourhoods(recording)
+    assert (first, second) == (0, 1) and sorted(neighbours.tolist()) == [0, 1, 2, 3]
+    assert_close(weights.sum(0), torch.ones(2).double())
+    assert (weights.mean(1).diff() <= 0).all()
+    assert neighbourhoods(recording, most=3)[0][0] == 1
+    spread = entropy(recording)
+    assert spread.shape == (2, 4)
+    assert_close(spread[:, 0], -(weights * weights.log()).sum(0))
+    # weights are similarity x magnitude: what is left when magnitude is divided out is bounded by the kernel
+    own = recording.weights.mT * (-log_magnitudes(recording)).exp()
+    for node in range(4):
+        of_node = own[:, recording.node == node]
+        assert (of_node.amax(1) / of_node.amin(1) <= (1 + FLOOR) / FLOOR).all()
+
+
+def test_principal_components_are_scikit_learns() -> None:
+    x = torch.randn(30, 6).double() @ torch.randn(6, 6).double()
+    components, share = principal_components(x)
+    theirs = PCA(2).fit(x.numpy())
+    assert_close(components.abs(), torch.from_numpy(theirs.transform(x.numpy())).abs())
+    assert_close(share, torch.from_numpy(theirs.explained_variance_ratio_))
+    assert principal_components(-x)[0].abs().allclose(components.abs())
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 1), (2, 2)])
+def test_components_of_few_points_or_coordinates(shape) -> None:
+    components, share = principal_components(torch.ones(shape))
+    assert components.shape == (shape[0], 2) and components.isfinite().all() and share.tolist() == [0, 0]

@@ -1,0 +1,151 @@
+"""``report``: a page for a checkpoint, whole or not at all."""
+
+import base64
+import re
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+
+import ika_lightning.cli.report
+from ika_lightning.cli import main
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+QUIET += ["--trainer.enable_model_summary", "false"]
+SMALL = ["--trainer.max_epochs", "1", "--model.width", "16", "--model.num_heads", "2", "--model.depth", "1"]
+
+
+def fit(*options: str) -> None:
+    main(["fit", *options, *QUIET, *SMALL, "--pictures", "0"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of regression and one of text classification, whose training data is gone."""
+    with chdir(tmp_path_factory.mktemp("trained")):
+        Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i * i % 7}\n" for i in range(40)))
+        Path("texts.tsv").write_text("".join(f"{'ab'[i % 2]}\t{['good', 'bad'][i % 2]} <one> {i}\n" for i in range(40)))
+        fit("--model", "Regression", "--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y")
+        fit("--model", "TextClassification", "--data", "TextClassificationData", "--data.path", "texts.tsv")
+        Path("rows.csv").rename("away.csv")
+        Path("texts.tsv").rename("away.tsv")
+        return {
+            name: Path(f"runs/{name}/version_0/checkpoints/best.ckpt").resolve()
+            for name in ("regression", "textclassification")
+        }
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def report(checkpoint: Path, *options: str) -> str:
+    main(["report", *QUIET, "--ckpt_path", str(checkpoint), *options])
+    return Path("report/report.html").read_text()
+
+
+def kinds() -> set[str]:
+    return {file.name.split("-")[0] for file in Path("report").glob("*.png")}
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["report", *QUIET, *options])
+    assert end.value.code == 2
+    return capsys.readouterr().err.removeprefix("error: ").rstrip()
+
+
+def test_with_the_validation_data(capsys: pytest.CaptureFixture[str]) -> None:
+    fit("--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers")
+    page = report(Path("runs/regression/version_0/checkpoints/best.ckpt"))
+    assert kinds() == {"results", "attention", "similarity", "spectrum", "correlation", "magnitude"}
+    assert "val/rmse" in page and "MIKAN(p=2.0" in page and "best val/loss of the run" in page
+    assert capsys.readouterr().out.splitlines()[-1] == "6 pictures: report/report.html"
+    # the pictures in the page are those beside it
+    inside = {base64.b64decode(data) for data in re.findall(r"base64,([\w+/=]+)", page)}
+    assert inside == {file.read_bytes() for file in Path("report").glob("*.png")}
+    assert {path.name for path in Path().iterdir()} == {"report", "runs"}
+
+
+def test_a_checkpoint_is_enough_for_the_context_of_a_regression(trained) -> None:
+    page = report(trained["regression"])
+    assert kinds() == {"attention", "similarity", "spectrum", "correlation", "magnitude"}
+    assert "Without examples, as the validation data could not be had: " in page and "rows.csv" in page
+
+
+def test_and_for_what_needs_no_examples_at_all(trained) -> None:
+    report(trained["textclassification"])
+    assert kinds() == {"similarity", "spectrum", "correlation"}
+
+
+def test_examples_may_be_given(trained) -> None:
+    Path("new.txt").write_text("bad & <b>bold</b>\ngood good\n")
+    page = report(trained["textclassification"], "--input", "new.txt")
+    assert kinds() == {"attention", "similarity", "spectrum", "correlation", "magnitude"}
+    assert "Without examples" not in page
+
+
+def test_translations_are_a_table_and_the_decoder_is_in_the_pictures() -> None:
+    for name, word in (("en.txt", "page"), ("de.txt", "Seite")):
+        Path(name).write_text("".join(f"{word} {i}\n" for i in range(40)))
+    files = ["--data.source", "en.txt", "--data.target", "de.txt", "--data.vocabulary", "280"]
+    fit("--model", "Translation", "--data", "TranslationData", *files)
+    checkpoint = Path("runs/translation/version_0/checkpoints/best.ckpt")
+    page = report(checkpoint)
+    assert "<th>reference</th>" in page and "<td>Seite " in page
+    assert Path("report/attention-net.layers.0.cross_attention.png").is_file()
+    Path("new.txt").write_text("May 18, 1964\n")
+    report(checkpoint, "--input", "new.txt")
+    assert Path("report/similarity-net.layers.0.cross_attention.png").is_file()
+    assert Path("report/attention-net.encoder.layers.0.attention.png").is_file()
+
+
+def test_it_is_the_same_twice_and_replaces_a_former_one(trained) -> None:
+    first = report(trained["regression"])
+    Path("report/old.png").touch()
+    assert report(trained["regression"]) == first
+    assert not Path("report/old.png").exists() and [path.name for path in Path().iterdir()] == ["report"]
+
+
+def test_a_failure_leaves_the_former_report(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = report(trained["regression"])
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(ika_lightning.cli.report, "_page", fail)
+    with pytest.raises(RuntimeError, match="no ink"):
+        report(trained["regression"])
+    assert Path("report/report.html").read_text() == first and [path.name for path in Path().iterdir()] == ["report"]
+
+
+def test_mistakes_are_one_line(trained, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = ["--ckpt_path", str(trained["regression"])]
+    Path("mine").mkdir()
+    Path("mine/thesis.tex").touch()
+    assert error_of(capsys, *checkpoint, "--output", "mine") == (
+        "cannot write mine: it is there, and is no report; choose another --output"
+    )
+    assert error_of(capsys, *checkpoint, "--output", "no/report") == (
+        "cannot write no/report: there is no folder no; create it first"
+    )
+    assert error_of(capsys, *checkpoint, "--input", "no.csv").startswith("there is no file no.csv")
+    assert error_of(capsys).startswith("--ckpt_path FILE is missing")
+    assert [path.name for path in Path().iterdir()] == ["mine"]
+
+
+def test_training_takes_its_time_for_pictures_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers"]
+    main(["fit", *data, *QUIET, *SMALL, "--pictures", "1.0"])
+    folder = Path("runs/regression/version_0")
+    assert b"results/fit" in next(folder.glob("events.*")).read_bytes()
+    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert "pictures: 1.0" in saved["config"]
+    main(["fit", *data, *QUIET, *SMALL, "--pictures", "0"])
+    assert b"results/fit" not in next(Path("runs/regression/version_1").glob("events.*")).read_bytes()
+    with pytest.raises(SystemExit):
+        main(["fit", *data, *QUIET, "--pictures", "2"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: pictures must be from 0 to 1, a share")
