@@ -91,7 +91,5 @@ best=runs/co2/version_0/checkpoints/best.ckpt
 [ "$(stat --format %u "$work/$best")" = "${user%%:*}" ]
 # shellcheck disable=SC2086
 inside $entrypoint test --ckpt_path "$best" --trainer.enable_progress_bar false
-# shellcheck disable=SC2086
-inside $entrypoint fit --config configs/node_classification/karate.yaml --model.compile true --trainer.max_epochs 1 \
-    --trainer.enable_progress_bar false --trainer.enable_model_summary false
+inside g++ --version
 say "the image builds and runs, as user $user"

@@ -62,7 +62,7 @@ def fit(name: str, task: dict[str, Any] | None = None, **options: Any) -> base.T
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # what the compiler does with autograd functions
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"node_classification"}))  # docker/check.sh compiles that
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"node_classification"}))  # PyG breaks that graph
 def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # PyTorch's own operators in one graph: C++ would take minutes to compile
     compile_ = torch.nn.Module.compile
