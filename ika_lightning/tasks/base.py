@@ -94,11 +94,15 @@ class Task(LightningModule, ABC):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check that all processes have read the same data: their shares would not be those of one batch.
+        """Note the seed of the noise, and check that all processes have read the same data.
+
+        Shares of different data would not be those of one batch.
 
         Raises:
-            ValueError: If they have not; in every process.
+            ValueError: If the processes have read different data; in every process.
         """
+        if stage == "fit":
+            self._seed = torch.initial_seed()  # a training that goes on then takes that of its checkpoint
         if self.trainer.world_size == 1:
             return
         here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
@@ -135,12 +139,7 @@ class Task(LightningModule, ABC):
         return share[0] * loss + share[1] * (self.kl_weight * kl)
 
     def on_fit_start(self) -> None:
-        """Note the seed, compile the network if asked to, and take the learning rate that was found, if any.
-
-        A training that goes on has the seed of its checkpoint.
-        """
-        if self._seed is None or self.trainer.ckpt_path is None:
-            self._seed = torch.initial_seed()
+        """Compile the network, if asked to, and take the learning rate that was found, if one was looked for."""
         if self.lr is not None:
             self.trainer.strategy.setup_optimizers(self.trainer)  # for the scheduler to start from it as well
         if self.compiles:
@@ -171,7 +170,7 @@ class Task(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the noise; a subclass builds its network as the checkpoint's was."""
-        self._seed = checkpoint.get("noise_seed")
+        self._seed = checkpoint.get("noise_seed", self._seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
