@@ -135,7 +135,7 @@ class Recorder:
         def record(core: nn.Module, args: Any, kwargs: dict[str, Any], _: Any) -> None:
             if name in self.recordings:
                 return
-            query, key = (at_least_float32(x[kept].detach()).clone() for x in args[:2])
+            query, key = (_copy(x[kept]) for x in args[:2])
             masks: dict[str, Any] = {"is_causal": kwargs.get("is_causal", False)}
             for argument, axes in (("key_mask", 3), ("key_bias", 3), ("attn_mask", 4)):
                 mask = kwargs.get(argument)
@@ -173,7 +173,7 @@ class Recorder:
                 width=width,
                 node=i,
                 neighbour=j,
-                weights=weights.detach().clone(),
+                weights=_copy(weights),
                 keys=keys,
             )
 
@@ -234,12 +234,16 @@ def _describe(name: str, layer: nn.Module, drawn: dict[nn.Module, Any], most: in
     described: dict[str, Any] = {"name": name, "p": float(getattr(layer, "p", 2.0))}
     if parts := _spectral_parts(layer):
         frequencies, _ = drawn[parts[0]]
-        described["frequencies"] = tuple((w[:most] if w.dim() == 4 else w).detach().clone() for w in frequencies)
+        described["frequencies"] = tuple(_copy(w[:most] if w.dim() == 4 else w) for w in frequencies)
         for copula in parts[1:]:
             factor = drawn[copula]
-            described["copula"] = (factor[:most] if factor.dim() == 3 else factor).detach().clone()
+            described["copula"] = _copy(factor[:most] if factor.dim() == 3 else factor)
     elif isinstance(layer, DotProductCore):
         described["learned"] = False
     else:
         described["kernel"] = copy.deepcopy(layer.kernel)
     return described
+
+
+def _copy(x: Tensor) -> Tensor:
+    return at_least_float32(x.detach()).clone()

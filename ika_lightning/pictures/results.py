@@ -35,6 +35,7 @@ def principal_components(x: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
         >>> principal_components(points)[0].tolist()
         [[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
     """
+    x = x.detach().cpu()  # not every device has float64
     centred = (x - x.mean(0)).double()
     _, size, directions = torch.linalg.svd(centred, full_matrices=False)
     count_there = min(count, len(size))

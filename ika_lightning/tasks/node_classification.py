@@ -110,7 +110,7 @@ class NodeClassification(Task):
         assert self.net is not None
         embedded = self.net.embed(batch.x, batch.edge_index, batch.edge_attr)
         if not self.training:
-            self._embedded = embedded, batch.y
+            self._embedded = embedded.detach(), batch.y
         return self.net.classify(embedded, batch.edge_index, batch.edge_attr).index_select(0, batch.asked)
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:

@@ -101,8 +101,12 @@ def test_images_and_scalars_of_the_run_are_on_the_page(folder: Path, address: st
                 break
     assert images == set(run["images"])
     assert set(run["scalars"]) <= titles
-    browse(f"{address}/#timeseries", tmp_path / "profile", f"--screenshot={tmp_path / 'timeseries.png'}")
-    assert brightest_of_viridis(tmp_path / "timeseries.png") > 1000
+    seen = tmp_path / "similarity.png"
+    for _ in range(5):
+        browse(f"{address}/?tagFilter=similarity#timeseries", tmp_path / "profile", f"--screenshot={seen}")
+        if brightest_of_viridis(seen) > 300:
+            break
+    assert brightest_of_viridis(seen) > 300
 
 
 def test_the_table_of_runs_has_the_score(folder: Path, address: str, tmp_path: Path) -> None:

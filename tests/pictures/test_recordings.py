@@ -17,7 +17,8 @@ from ika_lightning.attention import (
 )
 from ika_lightning.pictures import Recorder, record_spectra
 from ika_lightning.pictures.record import attention_layers
-from ika_lightning.pictures.weights import attention_weights
+from ika_lightning.pictures.similarity import draw_similarity
+from ika_lightning.pictures.weights import attention_weights, draw_magnitude
 
 SEQUENCES, QUERIES, KEYS, HEADS, WIDTH = 3, 5, 7, 2, 6
 LAYERS = {
@@ -158,3 +159,13 @@ def test_spectra_are_known_without_having_seen_anything() -> None:
     assert all(a.equal(b) for a, b in zip(seen.frequencies, known.frequencies, strict=True))
     assert seen.copula.equal(known.copula)
     assert (recordings["c"].num_heads, recordings["c"].width) == (3, 8)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_half_precision_is_drawn_in_float32(kind) -> None:
+    layer = LAYERS[kind](HEADS * WIDTH, HEADS).bfloat16().eval()
+    with torch.no_grad(), Recorder(layer) as recorder:
+        layer(*[torch.randn(2, KEYS, HEADS * WIDTH).bfloat16()] * 3, need_weights=False)
+    recording = recorder.recordings[""]
+    assert attention_weights(recording).dtype == torch.float32
+    assert draw_similarity(recording).axes and draw_magnitude(recording).axes
