@@ -64,7 +64,7 @@ class Task(LightningModule, ABC):
         self.kl_weight = kl_weight
         self.net = None
         self.train_kl = MeanMetric()
-        self._seed: int | None = None
+        self._seed = 0
         self._weight: Tensor | int = 0  # samples of the batch, on average over the processes
         self._update_weight: Tensor | int = 0  # and of the batches so far of the update that is being made
 
@@ -85,11 +85,12 @@ class Task(LightningModule, ABC):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check that all processes have read the same data: their shares would not be those of one batch.
+        """Note the seed, and check that all processes have read the same data, of which each takes its share.
 
         Raises:
             ValueError: If they have not; in every process.
         """
+        self._seed = torch.initial_seed()  # a training that goes on takes that of its checkpoint
         if self.trainer.world_size == 1:
             return
         here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
@@ -125,14 +126,8 @@ class Task(LightningModule, ABC):
         share = counts / means
         return share[0] * loss + share[1] * (self.kl_weight * kl)
 
-    def on_fit_start(self) -> None:
-        """Note the seed; a training that goes on has that of its checkpoint."""
-        if self._seed is None or self.trainer.ckpt_path is None:
-            self._seed = torch.initial_seed()
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of the step."""
-        assert self._seed is not None
         place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
@@ -154,7 +149,7 @@ class Task(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed of the noise; a subclass builds its network as the checkpoint's was."""
-        self._seed = checkpoint.get("noise_seed")
+        self._seed = checkpoint.get("noise_seed", self._seed)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
