@@ -24,7 +24,7 @@ def go_on_logging(logger: Logger, step: int) -> None:
             file.replace(aside)
         if not aside.is_file():
             return
-        with aside.open(newline="") as old:
-            logger.experiment.metrics = [row for row in csv.DictReader(old) if int(row["step"]) < step]
+        lines = [line for line in aside.read_text().splitlines(keepends=True) if line.endswith("\n")]  # whole ones
+        logger.experiment.metrics = [row for row in csv.DictReader(lines) if int(row["step"]) < step]
         logger.save()
         aside.unlink()
