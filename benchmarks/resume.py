@@ -100,6 +100,8 @@ def results(folder: Path) -> dict[str, Any]:
     last, best = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
     for checkpoint in (last, best):
         del checkpoint["config"], checkpoint["run"]  # which say how it was gone on with
+        # a count of batches of validation since the start of the epoch, which Lightning shows and does not decide by
+        del checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
         for state in checkpoint["callbacks"].values():
             state.pop("current_score", None)  # which ModelCheckpoint keeps, does not load, and makes no use of
     return {"last": last, "best": best["state_dict"], "metrics": (run / "metrics.csv").read_bytes()}

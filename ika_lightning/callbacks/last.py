@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -123,7 +124,7 @@ class LastCheckpoint(Callback):
             return  # a part of a gradient is in no checkpoint
         leaves = trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
         every = self.every_n_train_steps
-        due = trainer.current_epoch % self.every_n_epochs == 0 if batch_idx == 0 else False
+        due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
         if leaves or due or (every is not None and trainer.global_step % every == 0):
             self._save(trainer, "before a batch")
         if leaves:
@@ -160,7 +161,10 @@ class LastCheckpoint(Callback):
             # a second name for the file: there is a last.ckpt at any moment
             link = path.with_name(f".before_last.{os.getpid()}.part")
             link.unlink(missing_ok=True)
-            os.link(path, link)
+            try:
+                os.link(path, link)
+            except OSError:  # not every file system has links
+                shutil.copy(path, link)
             link.replace(path.with_name("before_last.ckpt"))
         self._place = place
         try:

@@ -64,6 +64,7 @@ NOISE = (
     # the figures of an epoch come from torchmetrics, which have the shares of all processes in them
     "It is recommended to use `self.log.*sync_dist=True",
     # Lightning's use of PyTorch, none of the user's business
+    ".*all_gather is deprecated",
     ".*LeafSpec.* is deprecated",
 )
 
@@ -322,7 +323,8 @@ class Command(LightningCLI):
         best = checkpoint.best_model_path and _shown(checkpoint.best_model_path)
         if best:
             print(f"best checkpoint:  {best}")
-            print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
+            if checkpoint.best_model_score is not None:  # forked processes keep it to themselves
+                print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
         if log_dir := getattr(self.trainer.logger, "log_dir", None):  # the trainer's own would wait for all processes

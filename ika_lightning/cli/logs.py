@@ -18,10 +18,13 @@ def go_on_logging(logger: Logger, step: int) -> None:
     if isinstance(logger, TensorBoardLogger):
         logger._kwargs["purge_step"] = step
     elif isinstance(logger, CSVLogger):
-        file = Path(logger.log_dir, "metrics.csv")
-        if not file.is_file():
+        file, aside = Path(logger.log_dir, "metrics.csv"), Path(logger.log_dir, "metrics.before.csv")
+        # The logger begins by deleting its file. What is aside was left by a process that got no further than here.
+        if file.is_file() and not aside.is_file():
+            file.replace(aside)
+        if not aside.is_file():
             return
-        with file.open(newline="") as old:
-            rows = [row for row in csv.DictReader(old) if int(row["step"]) < step]
-        file.unlink()  # the logger would, and warn
-        logger.experiment.metrics = rows
+        lines = [line for line in aside.read_text().splitlines(keepends=True) if line.endswith("\n")]  # whole ones
+        logger.experiment.metrics = [row for row in csv.DictReader(lines) if int(row["step"]) < step]
+        logger.save()
+        aside.unlink()

@@ -73,7 +73,7 @@ class Task(LightningModule, ABC):
         self.lr: float | None = None
         self.net = None
         self.train_kl = MeanMetric()
-        self._seed: int | None = None
+        self._seed = 0
         self._weight: Tensor | int = 0  # samples of the batch, on average over the processes
         self._update_weight: Tensor | int = 0  # and of the batches so far of the update that is being made
 
@@ -94,15 +94,12 @@ class Task(LightningModule, ABC):
         return data
 
     def setup(self, stage: str) -> None:
-        """Note the seed of the noise, and check that all processes have read the same data.
-
-        Shares of different data would not be those of one batch.
+        """Note the seed, and check that all processes have read the same data, of which each takes its share.
 
         Raises:
             ValueError: If the processes have read different data; in every process.
         """
-        if stage == "fit":
-            self._seed = torch.initial_seed()  # a training that goes on then takes that of its checkpoint
+        self._seed = torch.initial_seed()  # a training that goes on takes that of its checkpoint
         if self.trainer.world_size == 1:
             return
         here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
@@ -148,7 +145,6 @@ class Task(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of the step."""
-        assert self._seed is not None
         place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 

@@ -132,6 +132,15 @@ def test_noise_depends_on_the_seed_and_nothing_else(data, tmp_path) -> None:
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
 
 
+@quiet
+def test_metrics_survive_a_kill_while_a_run_starts_again(tmp_path) -> None:
+    # what a process left that had moved the metrics aside; its last line was never finished
+    (tmp_path / "metrics.before.csv").write_text("step,train/loss\n0,0.5\n1,0.25\n2,0.125\n1")
+    go_on_logging(CSVLogger(tmp_path, name=None, version=""), step=2)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss", "0,0.5", "1,0.25"]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 class Terminated(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.global_step == 4:
