@@ -59,6 +59,8 @@ NOISE = (
     "Experiment logs directory .* exists and is not empty",
     # evaluation leaves out the callbacks of training
     "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
+    # the stride of an axis of size 1, such as that of a layer's only head, means nothing
+    "Grad strides do not match bucket view strides",
     # layers are built late to know the data's sizes, not to be sharded
     "You're using the WeightAveraging callback with a model that overrides the configure_model",
     # the figures of an epoch come from torchmetrics, which have the shares of all processes in them

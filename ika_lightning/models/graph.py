@@ -89,25 +89,11 @@ class GraphNetwork(nn.Module):
         Shapes:
             x (n, num_features); edge_index (2, E); edge_attr (E, num_edge_features); the result (n, num_classes).
         """
-        return self.classify(self.embed(x, edge_index, edge_attr), edge_index, edge_attr)
-
-    def embed(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
-        """Map each node to what the last layer is told of it.
-
-        Shapes:
-            as in :meth:`forward`; the result (n, width * num_heads), or x itself with a single layer.
-        """
+        edges = (edge_attr,) if self.has_edge_features else ()
         for conv in self.hidden:
-            x = F.elu(conv(self._drop(x), edge_index, *self._edges(edge_attr)))
-        return x
-
-    def classify(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
-        """Score the classes of nodes that :meth:`embed` has mapped."""
-        scores: Tensor = self.last(self._drop(x), edge_index, *self._edges(edge_attr))
+            x = F.elu(conv(self._drop(x), edge_index, *edges))
+        scores: Tensor = self.last(self._drop(x), edge_index, *edges)
         return scores
-
-    def _edges(self, edge_attr: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (edge_attr,) if self.has_edge_features else ()
 
     def _drop(self, x: Tensor) -> Tensor:
         """Drop features in training."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -77,7 +77,9 @@ class NodeClassification(Task):
         super().__init__(optimizer, scheduler, kl_weight, compile)
         self.save_hyperparameters_with_attention("conv")
         self.train_loss = MeanMetric()
-        self._embedded: tuple[Tensor, Tensor] | None = None  # nodes of the last evaluation, and their classes
+        # of the last evaluation: what the last layer was told of each node, and their classes
+        self._embedded: Tensor | None = None
+        self._labels: Tensor | None = None
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -108,10 +110,10 @@ class NodeClassification(Task):
     def forward(self, batch: NodeBatch) -> Tensor:
         """Score the classes of the nodes asked for; returns (r, num_classes)."""
         assert self.net is not None
-        embedded = self.net.embed(batch.x, batch.edge_index, batch.edge_attr)
+        scores: Tensor = self.net(batch.x, batch.edge_index, batch.edge_attr)
         if not self.training:
-            self._embedded = embedded.detach(), batch.y
-        return self.net.classify(embedded, batch.edge_index, batch.edge_attr).index_select(0, batch.asked)
+            self._labels = batch.y
+        return scores.index_select(0, batch.asked)
 
     def training_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Return the loss of the nodes asked for."""
@@ -146,9 +148,9 @@ class NodeClassification(Task):
     def pictures(self) -> dict[str, Callable[[], Any]]:
         """Return what can be drawn of the last evaluation."""
         data = self.find_data(NodeClassificationData)
-        if data is None or self._embedded is None:
+        if data is None or self._embedded is None or self._labels is None:
             return {}
-        return {"results/embeddings": partial(draw_embeddings, *self._embedded, data.classes)}
+        return {"results/embeddings": partial(draw_embeddings, self._embedded, self._labels, data.classes)}
 
     def attention_names(self, batch: NodeBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
         """Name what attends and what is attended to: the nodes of the graph."""
@@ -170,7 +172,12 @@ class NodeClassification(Task):
             dropout=sizes["dropout"],
             num_edge_features=sizes["num_edge_features"],
         )
+        self.net.last.register_forward_pre_hook(self._keep_embedding)
         self.val_metrics, self.test_metrics = (_metrics(sizes["num_classes"]).to(self.device) for _ in range(2))
+
+    def _keep_embedding(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if not self.training:
+            self._embedded = arguments[0].detach()
 
     def _measure(self, metrics: MetricCollection, batch: NodeBatch) -> None:
         if not len(batch.asked):  # the share of one process may have none
