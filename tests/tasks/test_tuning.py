@@ -116,10 +116,11 @@ class TestLearningRateFinder:
         fitted = self.fit("translation", partial(OneCycleLR, max_lr=7.0, total_steps=99, cycle_momentum=False))
         assert fitted.trainer.optimizers[0].param_groups[0]["max_lr"] == fitted.lr
 
-    def test_from_the_command_line(self) -> None:
+    def test_from_the_command_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers",
               "--model.width", "16", "--trainer.max_epochs", "40", "--trainer.callbacks+=LearningRateFinder",
               "--trainer.callbacks.num_training_steps=30", "--trainer.enable_progress_bar", "false"])  # fmt: skip
+        assert "best checkpoint:" in capsys.readouterr().out
 
 
 class TestBatchSizeFinder:
