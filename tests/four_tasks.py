@@ -109,3 +109,4 @@ if __name__ == "__main__":
         train("regression", where, devices=2, strategy="ddp")
     except ValueError as error:
         Path(sys.argv[1], f"error{rank}").write_text(str(error))
+    torch.distributed.destroy_process_group()  # or threads that still hold tensors may abort the process at its end

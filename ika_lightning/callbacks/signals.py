@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -28,6 +29,9 @@ class TrainingSignals(Callback):
     ``memory/process_gib``       the most that this process has held at a time
     ``memory/cuda_gib``          the most that was allocated on its GPU at a time
     ===========================  =====================================================================================
+
+    Speed and memory are left out of the file of a :class:`~lightning.pytorch.loggers.CSVLogger`: no seed repeats them,
+    and two runs with the same seed are to write the same file.
 
     A batch that knows what it holds has a property ``counts``, a number or scalar tensor for each unit (``{"texts":
     64, "tokens": 812}``). Others are counted in samples.
@@ -95,9 +99,9 @@ class TrainingSignals(Callback):
             return
         self._logged = step
         self._trained += now - self._since
-        values = self._measure(trainer)
+        repeatable, load = self._measure(trainer), self._measure_load(trainer)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(repeatable if isinstance(logger, CSVLogger) else repeatable | load, step=step)
         self._counts, self._trained, self._norm = {}, 0.0, None
         self._since = time.perf_counter()
         self.seconds += self._since - now
@@ -109,8 +113,13 @@ class TrainingSignals(Callback):
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         for number, group in enumerate(groups):
             values["learning_rate" if len(groups) == 1 else f"learning_rate/{number}"] = float(group["lr"])
-        for unit, count in self._counts.items():
-            values[f"speed/{unit}_per_second"] = float(count) * trainer.world_size / max(self._trained, 1e-9)
+        return values
+
+    def _measure_load(self, trainer: Trainer) -> dict[str, float]:
+        values = {
+            f"speed/{unit}_per_second": float(count) * trainer.world_size / max(self._trained, 1e-9)
+            for unit, count in self._counts.items()
+        }
         # Linux tells kilobytes, macOS bytes
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         values["memory/process_gib"] = most / (2**30 if sys.platform == "darwin" else 2**20)

@@ -11,6 +11,7 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
@@ -286,6 +287,11 @@ class Command(LightningCLI):
             if isinstance(end.__context__, KeyboardInterrupt):  # the trainer makes an exit of Ctrl-C
                 raise KeyboardInterrupt(self._last_checkpoint()) from None
             raise
+        finally:
+            # Threads of gloo that still hold tensors when Python shuts down abort the process. Lightning sees to this
+            # with NCCL only.
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
     def _last_checkpoint(self) -> str:
         """An ending for what is said when a training is left: what to go on from, if there is something."""

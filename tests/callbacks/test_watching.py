@@ -201,7 +201,9 @@ def test_a_logger_without_pictures_gets_figures_and_one_line(tmp_path, caplog) -
     assert [r.getMessage() for r in caplog.records if r.name.startswith("ika_lightning")] == [
         "no pictures are drawn: only a TensorBoardLogger shows them"
     ]
-    assert "kl/mixer" in (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    columns = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"kl/mixer", "gradient/norm", "learning_rate"} <= set(columns)
+    assert not [column for column in columns if column.startswith(("speed/", "memory/"))]  # no seed repeats them
 
 
 def test_training_does_not_stop_for_a_picture(tmp_path, caplog) -> None:
