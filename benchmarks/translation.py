@@ -10,9 +10,10 @@ Decoding writes sentences of a fixed length with a beam of 5 over a batch of 64,
 layers and once by a forward over the whole prefix at each step (without beams being reordered, which would be in its
 disfavour). Training interleaves the attentions batch by batch. Both report medians.
 
-``fits`` trains as ``configs/translation/<corpus>.yaml`` says, one attention after another, and tests the checkpoint of
-the best validation score. Every fit is a line of ``benchmarks/results/translation.csv``, and is not done again. Minutes
-are those of processors, of training with its validations: where two cores are at work, about twice those of a clock.
+``fits`` trains as ``configs/translation/<corpus>.yaml`` says, one attention after another, those with learned kernels
+with its options, and tests the checkpoint of the best validation score. Every fit is a line of
+``benchmarks/results/translation.csv``, and is not done again. Minutes are those of processors, of training with its
+validations: where two cores are at work, about twice those of a clock.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,31 +164,35 @@ def fits(arguments: argparse.Namespace) -> None:
     done: dict[tuple[str, ...], dict[str, str]] = {}
     if RESULTS.is_file():
         with RESULTS.open(newline="") as file:
-            done = {(row["corpus"], row["attention"], row["seed"]): row for row in csv.DictReader(file)}
+            done = {(row["corpus"], row["attention"], row["p"], row["seed"]): row for row in csv.DictReader(file)}
+    config = HERE.parent / "configs" / "translation" / f"{arguments.corpus}.yaml"
+    learned = yaml.safe_load(config.read_text())["model"]["init_args"]["attention"]["init_args"]
     for name in arguments.attentions:
-        if (arguments.corpus, name, str(arguments.seed)) not in done:
-            row = fit(name, arguments)
+        options = learned if name in ("IKANDirect", "IKAN", "MIKAN") else {}
+        if (arguments.corpus, name, p_of(options), str(arguments.seed)) not in done:
+            row = fit(name, options, config, arguments)
             with RESULTS.open("a", newline="") as file:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 if file.tell() == 0:
                     writer.writeheader()
                 writer.writerow(row)
-            done[arguments.corpus, name, row["seed"]] = row
-    print("| corpus | attention | updates | minutes of processors | BLEU, beam 5 | chrF | exact matches |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    shown = ("corpus", "attention", "updates", "minutes", "bleu", "chrf", "exact_match")
+            done[arguments.corpus, name, row["p"], row["seed"]] = row
+    print("| corpus | attention | p | updates | minutes of processors | BLEU, beam 5 | chrF | exact matches |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    shown = ("corpus", "attention", "p", "updates", "minutes", "bleu", "chrf", "exact_match")
     for row in done.values():
         print("| " + " | ".join(row[key] for key in shown) + " |")
 
 
-def fit(name: str, arguments: argparse.Namespace) -> dict[str, str]:
+def p_of(options: dict[str, Any]) -> str:
+    return str(options.get("p", 2.0))
+
+
+def fit(name: str, options: dict[str, Any], config: Path, arguments: argparse.Namespace) -> dict[str, str]:
     """Fit and test in processes of their own, by the command line."""
     run = f"{arguments.corpus}_{name}_{arguments.seed}"
-    config = HERE.parent / "configs" / "translation" / f"{arguments.corpus}.yaml"
     words = ["--config", str(config), f"--model.attention={name}"]
-    if name in ("IKANDirect", "IKAN", "MIKAN"):
-        samples = yaml.safe_load(config.read_text())["model"]["init_args"]["attention"]["init_args"]["num_samples"]
-        words += [f"--model.attention.num_samples={samples}"]
+    words += [f"--model.attention.{option}={value}" for option, value in options.items()]
     words += [f"--trainer.logger.init_args.name={run}", f"--seed_everything={arguments.seed}"]
     if arguments.root is not None:
         words += [f"--data.root={arguments.root}"]
@@ -198,7 +204,7 @@ def fit(name: str, arguments: argparse.Namespace) -> dict[str, str]:
     # what Lightning prints: test/bleu │ 37.012345
     scores = dict(re.findall(r"test/(bleu|chrf|exact_match)\W+([\d.]+)", command("test", "--ckpt_path", str(best))))
     return {
-        "corpus": arguments.corpus, "attention": name, "seed": str(arguments.seed),
+        "corpus": arguments.corpus, "attention": name, "p": p_of(options), "seed": str(arguments.seed),
         "updates": str(torch.load(best, weights_only=True)["global_step"]),
         "minutes": f"{(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60:.1f}",
         **{name: f"{float(score):.4g}" for name, score in scores.items()},

@@ -493,8 +493,8 @@ class IKANDirect(MultiheadAttention):
         p: Exponent of the norm in the magnitude, in [1, inf].
         num_samples: Number of spectral samples a head, M; features are twice as many.
         stationary: Learn a kernel of the difference q - k (Bochner) instead of any kernel (Yaglom).
-        init: Law of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"paper"`` as the
-            authors do.
+        init: Law of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"wide"`` with a
+            kernel that its samples can estimate in wide heads, too, ``"paper"`` as the authors do.
         backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
         **kwargs: ``dropout``, ``bias``, ``kdim``, ``vdim`` and ``batch_first`` of :class:`MultiheadAttention`.
 
@@ -537,8 +537,8 @@ class IKAN(MultiheadAttention):
         p: Exponent of the norm in the magnitude, in [1, inf].
         num_samples: Number of spectral samples a head, M; features are twice as many.
         stationary: Learn a kernel of the difference q - k (Bochner) instead of any kernel (Yaglom).
-        init: Scale of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"paper"`` has the
-            authors' spread.
+        init: Scale of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"wide"`` with a
+            kernel that its samples can estimate in wide heads, too, ``"paper"`` has the authors' spread.
         backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
         prior_std: Standard deviation of the prior of the noise.
         conditional: Let the density depend on the mean key of the sequence where that leaks nothing.
@@ -589,8 +589,8 @@ class MIKAN(MultiheadAttention):
         p: Exponent of the norm in the magnitude, in [1, inf].
         num_samples: Number of spectral samples a head, M; features are twice as many.
         stationary: Learn a kernel of the difference q - k (Bochner) instead of any kernel (Yaglom).
-        init: Scale of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"paper"`` has the
-            authors' spread.
+        init: Scale of the frequencies at the start: ``"rbf"`` starts close to :class:`DotProduct`, ``"wide"`` with a
+            kernel that its samples can estimate in wide heads, too, ``"paper"`` has the authors' spread.
         backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
         prior_std: Standard deviation of the prior of the noise.
         conditional: Let density and copula depend on the mean key of the sequence where that leaks nothing.

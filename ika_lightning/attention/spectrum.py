@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Init = Literal["rbf", "paper"]
+Init = Literal["rbf", "wide", "paper"]
 
 SpectrumName = Literal["direct", "implicit", "copula"]
 
@@ -37,8 +37,13 @@ def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init) -
     r"""Standard deviation of the frequencies at the start, in radians per unit of the query.
 
     With ``"rbf"``, :math:`w \sim N(0, I / (2 \sqrt d))`: the squared stationary kernel estimates
-    :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with p = 2 starts as scaled dot-product attention. With
-    ``"paper"``, the spread of the authors' uniform law of bound :math:`2 \pi / \sqrt{h M}`.
+    :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with p = 2 starts as scaled dot-product attention.
+
+    That kernel is about :math:`e^{-\sqrt d}` for a query and a key of independent coordinates with variance 1, and the
+    estimate is off by about :math:`1 / \sqrt M`: wide heads start by attending to noise. With ``"wide"``,
+    :math:`w \sim N(0, I \ln 2 / d)`, it is about 1/4 in heads of any width.
+
+    With ``"paper"``, the spread of the authors' uniform law of bound :math:`2 \pi / \sqrt{h M}`.
 
     Raises:
         ValueError: If init is another word.
@@ -49,9 +54,11 @@ def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init) -
     """
     if init == "rbf":
         return (2.0 * math.sqrt(head_dim)) ** -0.5
+    if init == "wide":
+        return math.sqrt(math.log(2.0) / head_dim)
     if init == "paper":
         return 2.0 * math.pi / math.sqrt(3.0 * num_heads * num_samples)
-    raise ValueError(f"init must be 'rbf' or 'paper', got {init!r}")
+    raise ValueError(f"init must be 'rbf', 'wide' or 'paper', got {init!r}")
 
 
 def normal_points(num_heads: int, num_samples: int, head_dim: int) -> Tensor:

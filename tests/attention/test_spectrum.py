@@ -90,8 +90,16 @@ def test_initial_scale():
     assert initial_scale(8, 64, 64, "rbf") == pytest.approx((2 * math.sqrt(64)) ** -0.5)
     # A uniform law of bound b has standard deviation b / sqrt 3.
     assert initial_scale(7, 64, 11, "paper") == pytest.approx(2 * math.pi / math.sqrt(7 * 11) / math.sqrt(3))
-    with pytest.raises(ValueError, match="init must be 'rbf' or 'paper', got 'RBF'"):
+    with pytest.raises(ValueError, match="init must be 'rbf', 'wide' or 'paper', got 'RBF'"):
         initial_scale(8, 64, 64, "RBF")
+
+
+@pytest.mark.parametrize("head_dim", [13, 64])
+def test_a_wide_kernel_is_a_quarter_between_independent_points(head_dim):
+    (frequencies,), _ = DirectSpectrum(1, head_dim, 1000, stationary=True, init="wide")()
+    apart = (randn(1, 1000, head_dim) - randn(2, 1000, head_dim)).float()
+    squared_kernel = (apart @ frequencies[0].mT).cos().mean(-1).square()
+    assert 0.2 < squared_kernel.median() < 0.3
 
 
 @pytest.mark.parametrize("width", [3, 10_601])
