@@ -47,11 +47,12 @@ class Hyperparameters(Callback):
         best = better(float(score), *(float(value) for value in known)) if known else float(score)
         if best == self._best:
             return
+        step = trainer.global_step - 1  # the number of the update before it, as of the score
         for board in boards:
             if self._best is None:
-                board.log_hyperparams(self._parameters(trainer, pl_module), {"hp_metric": best}, trainer.global_step)
+                board.log_hyperparams(self._parameters(trainer, pl_module), {"hp_metric": best}, step)
             else:
-                board.log_metrics({"hp_metric": best}, trainer.global_step)
+                board.log_metrics({"hp_metric": best}, step)
         self._best = best
 
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

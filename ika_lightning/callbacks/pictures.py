@@ -110,7 +110,7 @@ class Pictures(Callback):
                     if self._drawn_at.get(tag) == self._step or not self._fits(trained, last, first=number == 0):
                         break
                     pixels = to_pixels(figures[tag]())
-                    self._board.experiment.add_image(tag, pixels, self._step, dataformats="HWC")
+                    self._board.experiment.add_image(tag, pixels, self._step - 1, dataformats="HWC")  # as val/loss
                     self._drawn_at[tag] = self._step
                     now = time.perf_counter()
                     self._expected, self.seconds, began = now - began, self.seconds + now - began, now

@@ -101,7 +101,8 @@ class TrainingSignals(Callback):
         self._trained += now - self._since
         repeatable, load = self._measure(trainer), self._measure_load(trainer)
         for logger in trainer.loggers:
-            logger.log_metrics(repeatable if isinstance(logger, CSVLogger) else repeatable | load, step=step)
+            # Lightning numbers updates from 0, and a run that goes on keeps what has a number below that of its next
+            logger.log_metrics(repeatable if isinstance(logger, CSVLogger) else repeatable | load, step=step - 1)
         self._counts, self._trained, self._norm = {}, 0.0, None
         self._since = time.perf_counter()
         self.seconds += self._since - now

@@ -170,7 +170,7 @@ class TextClassification(Task):
         confusion = self._confusion = self._log_metrics("val", self.val_metrics)
         if isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
             table = describe_confusion(confusion, self.hparams["classes"])
-            self.logger.experiment.add_text("val/confusion", table, self.global_step)
+            self.logger.experiment.add_text("val/confusion", table, self.global_step - 1)
 
     def on_test_epoch_end(self) -> None:
         """Log what was measured, and print the confusion matrix."""

@@ -167,10 +167,10 @@ class Translation(Task):
         self._log_metrics("val", self.val_metrics)
         self._sampled = rows = [self._samples[number] for number in sorted(self._samples)]
         self._samples = {}
-        if isinstance(self.logger, TensorBoardLogger):
+        if isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
             table = ["| sentence | reference | translation |", "| --- | --- | --- |"]
             table += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
-            self.logger.experiment.add_text("val/samples", "\n".join(table), self.global_step)
+            self.logger.experiment.add_text("val/samples", "\n".join(table), self.global_step - 1)
 
     def on_test_epoch_end(self) -> None:
         """Log what was measured, and print how, for others to compare."""

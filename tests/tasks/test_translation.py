@@ -211,7 +211,7 @@ def test_samples_are_shown(parallel, tmp_path) -> None:
     trainer(tmp_path, max_steps=2, val_check_interval=1, logger=logger).fit(model, data(parallel))
     events = EventAccumulator(logger.log_dir).Reload()
     shown = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("val/samples/text_summary")]
-    assert len(shown) == 3  # the check before training as well
+    assert len(shown) == 2  # not of the check before training, which comes before update 0
     lines = Path(parallel["val_source"]).read_text().splitlines()[:5]
     assert [row.split(" | ")[0].removeprefix("| ") for row in shown[-1].splitlines()[2:]] == lines
     assert [row.split(" | ")[1] for row in shown[-1].splitlines()[2:]] == [line[::-1] for line in lines]
