@@ -45,7 +45,7 @@ CONVS: dict[str, tuple[str, dict[str, Any]]] = {
     "copula": (OURS, {"spectrum": "copula"}),
 }
 LEARNING_RATES = (0.005, 0.01)
-TUNED_ON = range(5)  # seeds
+TUNED_ON = range(3)  # seeds
 
 
 class Fit(NamedTuple):

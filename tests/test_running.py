@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -93,6 +94,24 @@ def test_shares_make_the_same_weights(one_machine: dict[str, Tensor], tmp_path: 
     options = [*overlay("fsdp"), *CPU, "--trainer.devices", "2"]
     run_all([([*FIT, *options], {"MASTER_PORT": free_port()})], tmp_path / "run")
     torch.testing.assert_close(weights(tmp_path / "run"), one_machine)
+
+
+def test_a_disk_that_is_full_ends_both_processes_with_a_line_each(tmp_path: Path) -> None:
+    limit = 50_000  # bytes of a file: less than a checkpoint has
+    command = [sys.executable, *FIT, *overlay("ddp"), *CPU, "--trainer.devices", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": free_port()}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert ended.returncode == 2
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert sorted(errors) == [
+        "error: another process of this training has ended; it says why",
+        "error: cannot write the checkpoint runs/airline_passengers/version_0/checkpoints/last.ckpt: File too large",
+    ]
+    assert "Traceback" not in ended.stderr
+    assert not [file for file in tmp_path.rglob("*") if ".ckpt" in file.name]
 
 
 def test_the_page_names_files_that_are_there() -> None:

@@ -97,5 +97,6 @@ def _run(args: list[str]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # in one piece, for other processes may be saying something, too
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
     raise SystemExit(2)

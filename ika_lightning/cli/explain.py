@@ -48,6 +48,8 @@ def user_message(error: BaseException) -> str | None:
                 f"port {port[1] if port else ''} of this machine, by which the processes were to meet, is in use; "
                 "choose another with the environment variable MASTER_PORT"
             )
+        case RuntimeError() if "gloo/transport/tcp/pair.cc" in str(error):  # closed, reset, a broken pipe
+            return "another process of this training has ended; it says why"
         case RuntimeError() if str(error).startswith("InvalidCxxCompiler"):
             return "torch.compile found no C++ compiler: install g++, name another in CXX, or leave out --model.compile"
         case RuntimeError() if str(error).startswith("Error(s) in loading state_dict"):
