@@ -7,7 +7,7 @@ Two cases. "cora": an epoch of training on the whole graph as in ``configs/node_
 "large": forward and backward of one layer of 8 heads of 8 channels on a drawn graph.
 
 Repeats are interleaved over the convolutions; medians are printed, and the median of the ratios. Peak memory is that of
-a process of its own for each convolution, less what it takes before the call.
+a process of its own for each convolution, its libraries included.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def interleaved(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str,
 
 
 def peak_memory(name: str, arguments: argparse.Namespace) -> float:
-    """Return the MiB that forward and backward of a layer take, in a process of its own."""
+    """Return the most MiB that a process held which did nothing but forward and backward of a layer.
+
+    It has to be started while this process is small: Linux counts what a process held before it became another.
+    """
     sizes = ["--nodes", str(arguments.nodes), "--edges", str(arguments.edges), "--samples", str(arguments.samples)]
     child = subprocess.run(
         [sys.executable, __file__, "--peak", name, *sizes], check=True, capture_output=True, text=True, env=os.environ
@@ -116,10 +119,9 @@ def peak_memory(name: str, arguments: argparse.Namespace) -> float:
 
 def print_peak(arguments: argparse.Namespace) -> None:
     graph = drawn(arguments.nodes, arguments.edges, 64)
-    step = layer(convolutions(arguments.samples)[arguments.peak], graph)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    layer(convolutions(arguments.samples)[arguments.peak], graph)()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(most / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, kilobytes elsewhere
 
 
 def main() -> None:
@@ -137,6 +139,7 @@ def main() -> None:
     convs, repeats = convolutions(arguments.samples), arguments.repeats
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, M = {arguments.samples}")
     print(f"{'case':<8}{'convolution':<20}{'ms':>9}{'10-90 %':>18}{'x GATConv':>11}{'peak MiB':>10}")
+    peaks = {name: peak_memory(name, arguments) for name in convs}
     large = drawn(arguments.nodes, arguments.edges, 64)
     for case, steps, count in (
         ("cora", {name: epoch(conv, cora(arguments.root)) for name, conv in convs.items()}, 4 * repeats),
@@ -146,7 +149,7 @@ def main() -> None:
         for name, values in times.items():
             low, middle, high = np.percentile(values, [10, 50, 90])
             ratio = np.median(values / times["GATConv"])
-            memory = f"{peak_memory(name, arguments):>10.0f}" if case == "large" else ""
+            memory = f"{peaks[name]:>10.0f}" if case == "large" else ""
             print(f"{case:<8}{name:<20}{middle:>9.1f}{f'{low:.1f} - {high:.1f}':>18}{ratio:>11.2f}{memory}")
 
 
