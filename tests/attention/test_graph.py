@@ -546,7 +546,7 @@ def test_learns_which_neighbours_matter(layer, kind):
         ({"p": 0.5}, "p must be at least 1"),
         ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
         ({"spectrum": "explicit"}, "spectrum must be one of 'direct', 'implicit', 'copula', got 'explicit'"),
-        ({"init": "zero"}, "init must be 'rbf' or 'paper'"),
+        ({"init": "zero"}, "init must be 'rbf', 'wide' or 'paper'"),
         ({"spectrum": "implicit", "prior_std": 0.0}, "prior_std must be positive"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],

@@ -738,7 +738,7 @@ def test_base_takes_a_core():
         ((15, 3), {"p": 0.5}, r"p must be at least 1 .* got 0\.5"),
         ((15, 3), {"p": NAN}, "p must be at least 1 .* got nan"),
         ((15, 3), {"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
-        ((15, 3), {"init": "zeros"}, "init must be 'rbf' or 'paper', got 'zeros'"),
+        ((15, 3), {"init": "zeros"}, "init must be 'rbf', 'wide' or 'paper', got 'zeros'"),
         ((15, 3), {"prior_std": 0.0}, r"prior_std must be positive and finite, got 0\.0"),
     ],
 )

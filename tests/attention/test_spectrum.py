@@ -469,7 +469,7 @@ def test_width_of_the_prior_must_be_positive_and_finite(prior_std):
 
 @pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
 def test_unknown_init_is_refused(kind):
-    with pytest.raises(ValueError, match="init must be 'rbf' or 'paper', got 'zeros'"):
+    with pytest.raises(ValueError, match="init must be 'rbf', 'wide' or 'paper', got 'zeros'"):
         kind(HEADS, WIDTH, 7, init="zeros")
 
 
