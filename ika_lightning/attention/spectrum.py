@@ -40,7 +40,7 @@ def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init) -
     :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with p = 2 starts as scaled dot-product attention.
 
     That kernel is about :math:`e^{-\sqrt d}` for a query and a key of independent coordinates with variance 1, and the
-    estimate is off by about :math:`1 / \sqrt M`: wide heads start by attending to noise. With ``"wide"``,
+    estimate of so small a value is off by about :math:`1 / M`: wide heads start by attending to noise. With ``"wide"``,
     :math:`w \sim N(0, I \ln 2 / d)`, it is about 1/4 in heads of any width.
 
     With ``"paper"``, the spread of the authors' uniform law of bound :math:`2 \pi / \sqrt{h M}`.
