@@ -71,10 +71,9 @@ def measure(fit: Fit, root: str | None) -> Accuracy:
     warnings.simplefilter("ignore")
     config = yaml.safe_load((HERE.parent / "configs" / "node_classification" / f"{fit.data}.yaml").read_text())
     model, data = config["model"]["init_args"], config["data"]["init_args"]
-    shared = {"dropout": model["conv"]["init_args"]["dropout"]}
     path, options = CONVS[fit.conv]
-    if path == OURS:
-        options = options | {"num_samples": model["conv"]["init_args"]["num_samples"]}
+    given = model["conv"]["init_args"]
+    shared = given if path == OURS else {"dropout": given["dropout"]}
     model["conv"] = {"class_path": path, "init_args": shared | options}
     model["optimizer"]["init_args"] |= {"lr": fit.lr}
     data |= {"root": root, "seed": fit.seed}

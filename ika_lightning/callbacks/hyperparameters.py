@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger as Board
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -16,7 +18,8 @@ class Hyperparameters(Callback):
 
     The score is what the first ``ModelCheckpoint`` monitors, the best one so far, under the name ``hp_metric``, which
     is the same for all runs. Besides the arguments that model and data have saved, a row has the optimizer and its
-    learning rate and weight decay.
+    learning rate and weight decay. A class is told by its name, and its arguments stand beside it: ``attention`` is
+    MIKAN, ``attention/p`` 2.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -50,7 +53,8 @@ class Hyperparameters(Callback):
         step = trainer.global_step - 1  # the number of the update before it, as of the score
         for board in boards:
             if self._best is None:
-                board.log_hyperparams(self._parameters(trainer, pl_module), {"hp_metric": best}, step)
+                # not the logger's own method, which would write these names to hparams.yaml as well
+                Board.log_hyperparams(board, self._parameters(trainer, pl_module), {"hp_metric": best}, step)
             else:
                 board.log_metrics({"hp_metric": best}, step)
         self._best = best
@@ -58,10 +62,22 @@ class Hyperparameters(Callback):
     def _parameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data = getattr(trainer, "datamodule", None)
         parameters = {**getattr(data, "hparams_initial", {}), **pl_module.hparams}
-        parameters = {name: value for name, value in parameters.items() if not name.startswith("_")}
+        parameters = dict(_columns({name: value for name, value in parameters.items() if not name.startswith("_")}))
         for optimizer in trainer.optimizers[:1]:
             (group, *_) = optimizer.param_groups
             parameters["optimizer"] = type(optimizer).__name__
             parameters["learning_rate"] = float(group.get("initial_lr", group["lr"]))
             parameters["weight_decay"] = float(group.get("weight_decay", 0.0))
         return parameters
+
+
+def _columns(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name the columns of nested arguments, a class by its last name; those that are None have none."""
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                yield name, value["class_path"].rpartition(".")[2]
+                value = value.get("init_args") or {}
+            yield from _columns({f"{name}/{key}": nested for key, nested in value.items()})
+        elif value is not None:
+            yield name, value

@@ -69,7 +69,7 @@ def log_magnitudes(recording: Recording) -> Tensor | None:
     if isinstance(recording, SequenceRecording):
         of_keys = log_magnitude(recording.key, recording.p).transpose(0, 1)  # (h, b, m)
         key_mask = recording.masks.get("key_mask")
-        return of_keys.flatten(1) if key_mask is None else of_keys[:, key_mask.expand(-1, 1, -1)[:, 0]]
+        return of_keys.flatten(1) if key_mask is None else of_keys[:, key_mask.expand(len(recording.key), 1, -1)[:, 0]]
     if isinstance(recording, GraphRecording) and recording.keys is not None:
         return log_magnitude(recording.keys, recording.p)
     return None

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -344,7 +346,7 @@ class TestSignals:
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_table_of_runs_has_arguments_and_the_best_score(mode, tmp_path) -> None:
     class Scored(Small):
-        def __init__(self, width: int) -> None:
+        def __init__(self, width: int, attention: dict, path: str | None = None) -> None:
             super().__init__(IKAN(width, 2))
             self.save_hyperparameters()
             self.scores = iter([9.0, 3.0, 1.0, 2.0])  # the first is of the check before training
@@ -355,12 +357,19 @@ def test_the_table_of_runs_has_arguments_and_the_best_score(mode, tmp_path) -> N
             self.log("val/score", self.score)
 
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/score", mode=mode)
-    trainer(tmp_path, [Hyperparameters(), checkpoint], max_epochs=3, enable_checkpointing=True).fit(Scored(8))
+    trainer(tmp_path, [Hyperparameters(), checkpoint], max_epochs=3, enable_checkpointing=True).fit(
+        Scored(8, {"class_path": "ika_lightning.attention.IKAN", "init_args": {"p": 1.5, "kdim": None}})
+    )
     events = board(tmp_path)
     scores = [(event.step, event.value) for event in events.Scalars("hp_metric")]
     assert scores == ([(2, 3.0), (5, 1.0)] if mode == "min" else [(2, 3.0)])
     start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"learning_rate" in start and b"width" in start and b"SGD" in start
+    told = HParamsPluginData.FromString(start).session_start_info.hparams
+    assert set(told) == {"attention", "attention/p", "learning_rate", "optimizer", "weight_decay", "width"}
+    assert (told["attention"].string_value, told["attention/p"].number_value) == ("IKAN", 1.5)
+    assert (told["optimizer"].string_value, told["width"].number_value) == ("SGD", 8)
+    saved = yaml.safe_load((tmp_path / "version_0" / "hparams.yaml").read_text())
+    assert saved["attention"]["class_path"] == "ika_lightning.attention.IKAN"
     assert b"hp_metric" in events.summary_metadata["_hparams_/experiment"].plugin_data.content
 
 
