@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -62,6 +64,9 @@ class LearnedSimilarity(AttentionPictures):
 class SpectralDensity(AttentionPictures):
     """Draws the density of each head's frequencies as it moves in training, and the correlation between heads.
 
+    Frequencies are kept from up to six validations, evenly apart, whether a picture is drawn then or not. So a training
+    with time for a single picture, at its end, shows in it where its spectra came from.
+
     Args:
         share: Most of the training time that this callback may take. 0 draws nothing.
     """
@@ -71,6 +76,29 @@ class SpectralDensity(AttentionPictures):
     def __init__(self, share: float = 0.005) -> None:
         super().__init__(share)
         self._history: dict[str, list[tuple[int, Tensor]]] = {}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._history = {}
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._board is not None and not trainer.sanity_checking:
+            began = time.perf_counter()
+            for recording in self._leader.recordings.values():
+                if recording.frequencies:
+                    self._remember(recording, trainer.global_step)
+            self.seconds += time.perf_counter() - began
+        super().on_validation_end(trainer, pl_module)
+
+    def _remember(self, recording: Recording, step: int) -> None:
+        history = self._history.setdefault(recording.name, [])
+        if len(history) > 1 and step - history[-1][0] < history[1][0] - history[0][0]:
+            return
+        history.append((step, frequencies(recording).cpu()))
+        if len(history) == self._MAX_LINES:  # the first stays, and the others are twice as far apart
+            del history[1::2]
 
     @override
     def pictures_of(self, recording: Recording, names: Any, step: int) -> Figures:
@@ -83,11 +111,9 @@ class SpectralDensity(AttentionPictures):
         return figures
 
     def _draw_density(self, recording: Recording, step: int) -> Figure:
-        history = self._history.setdefault(recording.name, [])
-        history.append((step, frequencies(recording).cpu()))
-        if len(history) > self._MAX_LINES:  # the first and the last stay, and what is left is as even as it was
-            del history[1::2]
-        return draw_density(history, start_std(recording), recording.name)
+        before = [line for line in self._history.get(recording.name, []) if line[0] != step]
+        now = step, frequencies(recording).cpu()
+        return draw_density([*before, now], start_std(recording), recording.name)
 
 
 class MagnitudeAndSparsity(AttentionPictures):

@@ -96,7 +96,8 @@ def draw_density(history: Sequence[tuple[int, Tensor]], start_std: float, name: 
     from matplotlib.collections import LineCollection
 
     drawn = [samples[:_MAX_HEADS] for _, samples in history]
-    reach = max(4.0 * start_std, *(float(samples.abs().quantile(0.995)) * 1.25 for samples in drawn))
+    # as far as the last ones reach: on the way there, a head may have had frequencies far out
+    reach = max(4.0 * start_std, float(drawn[-1].abs().quantile(0.995)) * 1.25)
     grid = torch.linspace(-reach, reach, _POINTS)
     start = (-0.5 * (grid / start_std).square()).exp() / (start_std * math.sqrt(2 * math.pi))
     curves = [density(samples[:, :: -(-samples.size(1) // _MAX_SAMPLES)].cpu(), grid) for samples in drawn]
@@ -134,7 +135,7 @@ def draw_correlation(matrix: Tensor, name: str) -> Figure:
     heads = len(matrix)
     side = max(1.4, 0.3 * min(heads, 12))
     figure, [[panel]] = panels(
-        1, 1, f"Correlation of heads: {name}", width=side, height=side, top=0.4, right=max(0.85, 2.8 - side)
+        1, 1, f"Correlation of heads: {name}", width=side, height=side, top=0.4, right=max(0.85, 3.5 - side)
     )
     values = array(matrix)
     image = panel.imshow(values, vmin=-1.0, vmax=1.0, cmap="PuOr")

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -282,11 +283,17 @@ def Small_figure():
     return panels(1, 1, "small")[0]
 
 
-def test_the_ridge_keeps_the_first_and_the_last(tmp_path) -> None:
-    callback = generous(SpectralDensity())
-    trainer(tmp_path, [callback], max_epochs=15).fit(Small(IKAN(8, 2)))
-    steps = [step for step, _ in callback._history["mixer"]]
-    assert steps[0] == 3 and steps[-1] == 45 and len(steps) <= 6 and steps == sorted(steps)
+def test_the_ridge_shows_the_way_even_if_it_is_drawn_once(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(
+        "ika_lightning.callbacks.attention.draw_density",
+        lambda history, *_: drawn.append(history) or Small_figure(),
+    )
+    trainer(tmp_path, [SpectralDensity(share=1e-9)], max_epochs=15).fit(Small(IKAN(8, 2)))
+    (history,) = drawn  # at the end
+    assert [step for step, _ in history] == [3, 15, 27, 39, 45]
+    densities = [samples for _, samples in history]
+    assert all(not torch.equal(one, other) for one, other in itertools.pairwise(densities))
 
 
 class TestSignals:
