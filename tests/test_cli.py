@@ -326,6 +326,19 @@ class TestFit:
         assert lines[2] == f"TensorBoard:      {folder} (tensorboard --logdir {folder})"
         assert lines[3] == f"to test it:       {PROGRAM} test --ckpt_path {folder}/checkpoints/best.ckpt"
 
+    def test_another_logger_is_no_tensorboard(self, capsys):
+        csv = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]
+        _, stdout, _ = run(capsys, "fit", *TOY, *QUIET, "--trainer.max_epochs", "1", *csv)
+        assert stdout.splitlines()[-2] == "log:              csv/toymodel/version_0"
+
+    def test_early_stopping_without_validation(self, capsys):
+        options = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0", "--early_stopping.patience", "2"]
+        message = error_of(capsys, "fit", *TOY, *QUIET, *options)
+        assert message.startswith(
+            "early stopping watches val/loss, which this training does not measure: let it validate, or give "
+            "--early_stopping.monitor train/loss"
+        )
+
     def test_leaves_its_configuration(self, run_folder):
         text = (run_folder / "config.yaml").read_text()
         assert yaml.safe_load(text)["model"]["init_args"]["layers"] == 2

@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -335,9 +336,11 @@ class Command(LightningCLI):
                 print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
-        if log_dir := getattr(self.trainer.logger, "log_dir", None):  # the trainer's own would wait for all processes
-            folder = _shown(log_dir)
-            print(f"TensorBoard:      {folder} (tensorboard --logdir {shlex.quote(folder)})")
+        for logger in self.trainer.loggers:
+            if log_dir := getattr(logger, "log_dir", None):  # the trainer's own would wait for all processes
+                folder, board = _shown(log_dir), isinstance(logger, TensorBoardLogger)
+                how = f" (tensorboard --logdir {shlex.quote(folder)})" if board else ""
+                print(f"{'TensorBoard:' if board else 'log:':<18}{folder}{how}")
         if best:
             print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
 

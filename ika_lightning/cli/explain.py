@@ -50,6 +50,12 @@ def user_message(error: BaseException) -> str | None:
             )
         case RuntimeError() if "gloo/transport/tcp/pair.cc" in str(error):  # closed, reset, a broken pipe
             return "another process of this training has ended; it says why"
+        case RuntimeError() if found := re.match(r"Early stopping conditioned on metric `(.+?)` which", str(error)):
+            others = re.search(r"the following: (.+)", str(error))
+            return (
+                f"early stopping watches {found[1]}, which this training does not measure: let it validate, or give "
+                f"--early_stopping.monitor {others[1].replace('`', '') if others else 'NAME'}"
+            )
         case RuntimeError() if str(error).startswith("InvalidCxxCompiler"):
             return "torch.compile found no C++ compiler: install g++, name another in CXX, or leave out --model.compile"
         case RuntimeError() if str(error).startswith("Error(s) in loading state_dict"):
