@@ -336,7 +336,7 @@ class TestFit:
         message = error_of(capsys, "fit", *TOY, *QUIET, *options)
         assert message.startswith(
             "early stopping watches val/loss, which this training does not measure: let it validate, or give "
-            "--early_stopping.monitor train/loss"
+            "another --early_stopping.monitor: train/loss"
         )
 
     def test_leaves_its_configuration(self, run_folder):

@@ -54,7 +54,7 @@ def user_message(error: BaseException) -> str | None:
             others = re.search(r"the following: (.+)", str(error))
             return (
                 f"early stopping watches {found[1]}, which this training does not measure: let it validate, or give "
-                f"--early_stopping.monitor {others[1].replace('`', '') if others else 'NAME'}"
+                f"another --early_stopping.monitor{': ' + others[1].replace('`', '') if others else ''}"
             )
         case RuntimeError() if str(error).startswith("InvalidCxxCompiler"):
             return "torch.compile found no C++ compiler: install g++, name another in CXX, or leave out --model.compile"
