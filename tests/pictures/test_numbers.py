@@ -1,6 +1,7 @@
 """The numbers behind each picture, exactly."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,16 @@ def test_padding_counts_nowhere() -> None:
     expected = log_magnitude(recording.key.transpose(1, 2)[~mask], recording.p).mT
     assert_close(magnitudes.sort().values, expected.sort().values)
     assert magnitudes.shape == (HEADS, real)
+
+
+def test_one_mask_may_serve_all_sequences() -> None:
+    recording = record(IKAN(HEADS * WIDTH, HEADS))
+    shared = torch.arange(7).view(1, 1, 7) < 5
+    one = replace(recording, masks={**recording.masks, "key_mask": shared})
+    each = replace(recording, masks={**recording.masks, "key_mask": shared.expand(4, 1, 7)})
+    assert log_magnitudes(one).shape == (HEADS, 4 * 5)
+    assert torch.equal(log_magnitudes(one), log_magnitudes(each))
+    assert torch.equal(entropy(one), entropy(each))
 
 
 def test_one_token_has_one_key() -> None:
