@@ -104,6 +104,8 @@ class ToyData(LightningDataModule):
 
 
 TOY = ["--model", "ToyModel", "--data", "ToyData"]
+# the classes of this file, which its checkpoints name
+TRUST = [word for name in ("ToyModel", "ToyData", "ToyMixerP") for word in ("--trust", f"{__name__}.{name}")]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
 
@@ -369,7 +371,7 @@ class TestFit:
         assert code == 0 and "version_0" in stdout
         last = Path("runs/toymodel/version_0/checkpoints/last.ckpt")
         assert torch.load(last, weights_only=True)["epoch"] == 3
-        code, *_ = run(capsys, "fit", "--ckpt_path", str(last), "--trainer.max_epochs", "4")
+        code, *_ = run(capsys, "fit", "--ckpt_path", str(last), *TRUST, "--trainer.max_epochs", "4")
         assert code == 0
         assert torch.load(last, weights_only=True)["epoch"] == 4
         assert [path.name for path in Path("runs/toymodel").iterdir()] == ["version_0"]
@@ -400,13 +402,13 @@ class TestFit:
 
 class TestEvaluation:
     def test_a_checkpoint_is_enough(self, best, capsys):
-        code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
+        code, stdout, _ = run(capsys, "test", "--ckpt_path", best, *TRUST)
         assert code == 0 and "test/loss" in stdout
         assert list(Path().iterdir()) == []
 
     def test_also_elsewhere(self, best, capsys):
         Path("moved.ckpt").write_bytes(Path(best).read_bytes())
-        code, stdout, _ = run(capsys, "validate", "--ckpt_path", "moved.ckpt")
+        code, stdout, _ = run(capsys, "validate", "--ckpt_path", "moved.ckpt", *TRUST)
         assert code == 0 and "val/loss" in stdout
 
     def test_the_file_beside_it_is_enough(self, best, run_folder, capsys):
@@ -417,10 +419,10 @@ class TestEvaluation:
         message = error_of(capsys, "test", "--ckpt_path", "run/checkpoints/best.ckpt")
         assert message == "run/checkpoints/best.ckpt does not tell its configuration: give --config FILE as well"
         Path("run/config.yaml").write_text((run_folder / "config.yaml").read_text())
-        assert run(capsys, "test", "--ckpt_path", "run/checkpoints/best.ckpt")[0] == 0
+        assert run(capsys, "test", "--ckpt_path", "run/checkpoints/best.ckpt", *TRUST)[0] == 0
 
     def test_options_override_the_checkpoint(self, best, capsys):
-        args = ["test", "--ckpt_path", best, "--data.batch_size", "5", "--print_config"]
+        args = ["test", "--ckpt_path", best, *TRUST, "--data.batch_size", "5", "--print_config"]
         config = yaml.safe_load(run(capsys, *args)[1])
         assert config["data"]["init_args"]["batch_size"] == 5
         assert config["model"]["class_path"].endswith("ToyModel")
@@ -455,7 +457,7 @@ class TestEvaluation:
         checkpoint = torch.load(best, weights_only=True)
         checkpoint["state_dict"] = {"other": torch.ones(1)}
         torch.save(checkpoint, "x.ckpt")
-        message = error_of(capsys, "test", "--ckpt_path", "x.ckpt")
+        message = error_of(capsys, "test", "--ckpt_path", "x.ckpt", *TRUST)
         assert message.startswith("the checkpoint does not fit the model: ") and "line.weight" in message
 
 
@@ -504,7 +506,7 @@ def test_weights_alone_cannot_be_trained_on(best, capsys):
 class TestPredict:
     def test_writes_and_says_so(self, best, capsys):
         code, stdout, _ = run(
-            capsys, "predict", *QUIET, "--ckpt_path", best, "--input", "new.csv", "--output", "out.csv"
+            capsys, "predict", *QUIET, *TRUST, "--ckpt_path", best, "--input", "new.csv", "--output", "out.csv"
         )
         assert code == 0
         assert stdout.splitlines()[-1] == "64 predictions written to out.csv"
@@ -512,11 +514,11 @@ class TestPredict:
         assert lines[0] == "new.csv" and len(lines) == 65
 
     def test_an_output_that_cannot_be_written(self, best, capsys):
-        message = error_of(capsys, "predict", *QUIET, "--ckpt_path", best, "--output", "no/out.csv")
+        message = error_of(capsys, "predict", *QUIET, *TRUST, "--ckpt_path", best, "--output", "no/out.csv")
         assert message == "cannot write no/out.csv: there is no folder no; create it first"
 
     def test_many_processes(self, best, capsys):
-        message = error_of(capsys, "predict", *QUIET, "--ckpt_path", best, "--trainer.devices", "2")
+        message = error_of(capsys, "predict", *QUIET, *TRUST, "--ckpt_path", best, "--trainer.devices", "2")
         assert message == "predict runs in one process: use --trainer.devices 1"
 
 

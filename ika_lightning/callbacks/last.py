@@ -18,6 +18,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from ika_lightning.trust import plain_tensors
+
 __all__ = ["LastCheckpoint", "WholeCheckpointIO"]
 
 
@@ -55,7 +57,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        with plain_tensors():
+            return super().load_checkpoint(path, map_location, weights_only=True)
 
 
 class LastCheckpoint(Callback):

@@ -1,14 +1,14 @@
-"""What a checkpoint file says about itself, read without running any code that it may carry."""
+"""What a checkpoint file says about itself, read without running any code that it may carry or name."""
 
 import pickle
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ika_lightning.cli.explain import UsageError
+from ika_lightning.cli.explain import UsageError, read_sections
+from ika_lightning.trust import plain_tensors, refused_code
 
 KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for ``ckpt_path`` besides a file
 
@@ -20,7 +20,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        UsageError: If the file is missing, damaged, of another framework, or needs code of its own to load.
+        UsageError: If the file is missing, damaged, or of another framework.
+        Untrusted: If it needs code of its own to load.
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}{known_checkpoints()}")
@@ -29,15 +30,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not whole:
         raise UsageError(f"{path} is not a checkpoint, or was cut short{_others(path)}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with plain_tensors():
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = code[1] if code else "more than tensors"
-        raise UsageError(f"{path} holds {what}, which takes running code from the file to load: refused") from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise refused_code(path, error) from error
+    # a damaged pickle raises anything
+    except Exception as error:
         raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
-    for key in ("state_dict", "pytorch-lightning_version"):
-        if not isinstance(checkpoint, dict) or key not in checkpoint:
+    for key, kind in (("state_dict", dict), ("pytorch-lightning_version", str), ("epoch", int), ("global_step", int)):
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
     return checkpoint
 
@@ -48,13 +49,17 @@ def _others(path: Path) -> str:
     return next((f"; the one before is {file}" for file in beside if file != path and zipfile.is_zipfile(file)), "")
 
 
-def config_text(checkpoint: dict[str, Any], path: Path) -> str | None:
-    """The YAML that a checkpoint was trained with: its own copy, else the file that ``fit`` put beside it."""
+def read_config(checkpoint: dict[str, Any], path: Path) -> dict[str, Any] | None:
+    """The configuration that a checkpoint was trained with: its own copy, else the file that ``fit`` put beside it.
+
+    Raises:
+        UsageError: If it is no YAML.
+    """
     text = checkpoint.get("config")
     if isinstance(text, str):
-        return text
+        return read_sections(text.encode(), f"the configuration inside {path}")
     beside = (path.parent / "config.yaml", path.parent.parent / "config.yaml")
-    return next((file.read_text() for file in beside if file.is_file()), None)
+    return next((read_sections(file.read_bytes(), file) for file in beside if file.is_file()), None)
 
 
 def known_checkpoints(root: str = "runs") -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,21 @@ import ika_lightning.data
 import ika_lightning.tasks  # noqa: F401 (imported classes are known by their short names)
 from ika_lightning.callbacks import LastCheckpoint, PredictionWriter, watching
 from ika_lightning.cli import PROGRAM
-from ika_lightning.cli.checkpoint import KEYWORDS, config_text, known_checkpoints, read_checkpoint
+from ika_lightning.cli.checkpoint import KEYWORDS, known_checkpoints, read_checkpoint, read_config
 from ika_lightning.cli.explain import (
+    NO_FILE,
     UsageError,
     causes,
-    check_files,
     explain,
     raised_by_jsonargparse,
     raised_on_purpose,
+    read_file,
 )
 from ika_lightning.cli.logs import go_on_logging
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
 from ika_lightning.data.files import write_atomically
+from ika_lightning.trust import Names, check_callbacks, join_places, named_places, parse_option
 
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -53,6 +56,13 @@ CHECKPOINT = {
     "auto_insert_metric_name": False,
 }
 EARLY_STOPPING = {"monitor": "val/loss", "patience": 50}
+# the sections of a training's configuration that are arguments of a class
+GROUPS: dict[str, type] = {
+    "trainer": ReportingTrainer,
+    "checkpoint": ModelCheckpoint,
+    "last": LastCheckpoint,
+    "early_stopping": EarlyStopping,
+}
 NOISE = (
     ".*does not have many workers",
     ".*is smaller than the logging interval",
@@ -119,7 +129,7 @@ class Command(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         _quieten()
-        self.fits = args[0] == "fit"
+        self.asked, self.fits = args[0], args[0] == "fit"
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -140,21 +150,20 @@ class Command(LightningCLI):
             args=args,
         )
 
-    @staticmethod
     @override
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The subcommand that was asked for: a parser of each would take a third of a second."""
         # checkpoints are always loaded as plain tensors, and predictions go to a file instead of back
         skipped = {
             name: names | {"weights_only", "return_predictions"} for name, names in LightningCLI.subcommands().items()
         }
-        return {**skipped, "report": {"model", "datamodule"}}
+        return {self.asked: {**skipped, "report": {"model", "datamodule"}}[self.asked]}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self.fits:
-            parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.add_lightning_class_args(LastCheckpoint, "last")
-            parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+            for section, callback in list(GROUPS.items())[1:]:
+                parser.add_lightning_class_args(callback, section)
             parser.set_defaults({f"checkpoint.{key}": value for key, value in CHECKPOINT.items()})
             parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
             parser.add_argument(
@@ -165,6 +174,10 @@ class Command(LightningCLI):
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument(
+            "--trust", type=str, action="append", metavar="CLASS",
+            help="A class that the checkpoint may name besides those of this package; may be given several times.",
+        )  # fmt: skip
         if subcommand in ("predict", "report"):
             purpose = "predict for" if subcommand == "predict" else "take examples from"
             parser.add_argument("--input", type=str, help=f"A file to {purpose}; short for --data.predict_path.")
@@ -183,20 +196,20 @@ class Command(LightningCLI):
         try:
             given, options = _early_options(words)
             files = [Path(file) for file in given.config]
-            check_files(files)
-            configs = [str(file) for file in files] if self.fits else [_of_file(file.read_text()) for file in files]
+            sections = [read_file(file) for file in files]
+            configs = [str(file) for file in files] if self.fits else [_of_file(part) for part in sections]
             if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
-                configs = self._checkpoint_config(given, options, files) + configs
+                configs = self._checkpoint_config(given, options, sections) + configs
             config_options = [word for config in configs for word in ("--config", config)]
             self.config = parser.parse_args([subcommand, *config_options, *options])
         except ArgumentError as error:
             raise UsageError(explain(error, subparser, files)) from error
 
-    def _checkpoint_config(self, given: argparse.Namespace, options: list[str], files: list[Path]) -> list[str]:
+    def _checkpoint_config(
+        self, given: argparse.Namespace, options: list[str], files: list[dict[str, Any]]
+    ) -> list[str]:
         """The configuration inside the checkpoint, if nothing else names a model; checks the checkpoint as well."""
-        sections: dict[str, Any] = {}
-        for file in files:
-            sections |= yaml.safe_load(file.read_text())
+        sections = {key: value for file in files for key, value in file.items()}
         path = given.ckpt_path or sections.get("ckpt_path")
         if path is None or path in KEYWORDS:
             if self.fits and path != "best":
@@ -210,10 +223,12 @@ class Command(LightningCLI):
             raise UsageError(f"{path} holds weights alone: a training cannot go on from it")
         if "model" in sections or any(option.split("=")[0] == "--model" for option in options):
             return []
-        text = config_text(checkpoint, Path(path))
-        if text is None:
+        config = read_config(checkpoint, Path(path))
+        if config is None:
             raise UsageError(f"{path} does not tell its configuration: give --config FILE as well")
-        return [_of_checkpoint(text, self.fits)]
+        trusted = [*given.trust, *(name for place, name in named_places(sections) if place == "trust")]
+        own = {place for file in files for place in named_places(file)} | set(_named_in(options))
+        return [_as_option(Names(path, self.fits, trusted, own).usable(config, GROUPS))]
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -317,7 +332,8 @@ class Command(LightningCLI):
     def _compare_with_checkpoint(self, path: Path) -> None:
         """Say what differs from the run that is gone on with, and let its logs go on as well."""
         checkpoint = read_checkpoint(path)
-        before = yaml.safe_load(config_text(checkpoint, path) or "{}")
+        check_callbacks(checkpoint.get("callbacks"), path)
+        before = read_config(checkpoint, path) or {}
         now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
         if before and (found := differences(before, now)) and self.trainer.is_global_zero:
             print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)
@@ -370,6 +386,7 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     early.add_argument("-c", "--config", action="append", default=[])
     early.add_argument("--ckpt_path")
     early.add_argument("--input")
+    early.add_argument("--trust", action="append", default=[])
     given, options = early.parse_known_args(words)
     if given.ckpt_path is not None:
         options += ["--ckpt_path", given.ckpt_path]
@@ -378,24 +395,26 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return given, options
 
 
-def _of_file(text: str) -> str:
+def _named_in(options: list[str]) -> Iterator[tuple[str, str]]:
+    """Go through the names that options give, each with its place."""
+    for option, following in zip(options, [*options[1:], ""], strict=True):
+        key, given, value = option.removeprefix("--").partition("=")
+        yield from named_places(parse_option(value if given else following), join_places("", key))
+
+
+def _of_file(sections: dict[str, Any]) -> str:
     """A configuration file as evaluation reads it: a training's callbacks and logger would write where it wrote."""
-    sections = yaml.safe_load(text)
-    for section in ("checkpoint", "last", "early_stopping", "pictures"):
-        sections.pop(section, None)
-    for key in ("callbacks", "logger"):
-        (sections.get("trainer") or {}).pop(key, None)
-    return yaml.safe_dump(sections)
+    kept = {
+        key: value for key, value in sections.items() if key not in ("checkpoint", "last", "early_stopping", "pictures")
+    }
+    if isinstance(trainer := kept.get("trainer"), dict):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in ("callbacks", "logger")}
+    return _as_option(kept)
 
 
-def _of_checkpoint(text: str, fits: bool) -> str:
-    """A checkpoint's configuration: whole to resume; else what its results depend on, as devices are today's choice."""
-    sections = yaml.safe_load(text)
-    if fits:
-        sections.pop("ckpt_path", None)
-        return yaml.safe_dump(sections)
-    kept = {key: sections[key] for key in ("seed_everything", "model", "data") if key in sections}
-    return yaml.safe_dump(kept | {"trainer": {"precision": sections.get("trainer", {}).get("precision")}})
+def _as_option(sections: dict[str, Any]) -> str:
+    """A configuration as the value of ``--config``."""
+    return f"{NO_FILE}\n{yaml.safe_dump(sections)}"
 
 
 def _quieten() -> None:

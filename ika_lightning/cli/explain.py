@@ -8,20 +8,29 @@ import difflib
 import inspect
 import itertools
 import re
+import sys
 import traceback
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ika_lightning.data.files import decode
+from ika_lightning.trust import check_size
+
 PACKAGE = Path(__file__).parent.parent
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+
+#: The first line of a configuration that is given as text. jsonargparse looks for a file of that name first, and no
+#: file has one as long.
+NO_FILE = "#" * 5000
 
 
 class UsageError(Exception):
@@ -84,6 +93,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _told(error: BaseException) -> list[str]:
+    """What each error of the chain says, but for the one that no file has a whole configuration for its name."""
+    return [text for cause in causes(error) if NO_FILE not in (text := str(cause).strip())]
+
+
 @dataclass
 class _Trail:
     """The way down to an error: key ``model``, its class Regression, key ``attention``, its class IKAN, the end."""
@@ -98,7 +112,7 @@ class _Trail:
         keys: list[str] = []
         owners: list[str] = []
         filled = 0
-        texts = [str(cause).strip() for cause in causes(error)]
+        texts = _told(error)
         for text in texts:
             if key := re.match(r'Parser key "([^"]+)"|--([\w.]+)\.help: ', text):
                 keys.append((key[1] or key[2]).removeprefix(f"{subcommand}."))
@@ -108,7 +122,7 @@ class _Trail:
                 owners.append(owner[2])
                 filled = len(owner[1].split(","))
         # an exception passed on through several handlers repeats its text
-        return cls(_unrepeated(keys), [_import(owner) for owner in _unrepeated(owners)], filled, texts[-1])
+        return cls(_unrepeated(keys), list(_imported(_unrepeated(owners))), filled, texts[-1])
 
 
 def explain(error: ArgumentError, parser: ArgumentParser, files: list[Path]) -> str:
@@ -152,20 +166,39 @@ def explain(error: ArgumentError, parser: ArgumentParser, files: list[Path]) -> 
     return f"{f'{place}: ' if path else ''}{leaf}.{hint}"
 
 
-def check_files(files: list[Path]) -> None:
-    """Refuse a configuration file that is missing or is not YAML, by name and line."""
-    for file in files:
-        if not file.is_file():
-            near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.yaml")), n=3, cutoff=0.7)
-            raise UsageError(f"no configuration file at {file}{_near(str(file), near)}")
-        try:
-            root = yaml.compose(file.read_text())
-        except yaml.YAMLError as error:
-            line = mark.line + 1 if (mark := getattr(error, "problem_mark", None)) else 1
-            problem = getattr(error, "problem", None) or error
-            raise UsageError(f"{file}:{line}: not valid YAML: {problem}") from error
-        if not isinstance(root, yaml.MappingNode):
-            raise UsageError(f"{file}: expected sections such as model, data and trainer")
+def read_file(file: Path) -> dict[str, Any]:
+    """Read a configuration file; see :func:`read_sections`."""
+    if not file.is_file():
+        near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.yaml")), n=3, cutoff=0.7)
+        raise UsageError(f"no configuration file at {file}{_near(str(file), near)}")
+    return read_sections(file.read_bytes(), file)
+
+
+def read_sections(content: bytes, source: object) -> dict[str, Any]:
+    """Read a configuration, or say what is wrong with it, by name and line.
+
+    Args:
+        content: YAML, in UTF-8.
+        source: What errors call it.
+
+    Raises:
+        UsageError: If it is not YAML, has tags that ask for more than plain values, or has no sections.
+        ValueError: If it is not UTF-8, or has no end.
+    """
+    text = decode(content, source)
+    try:
+        sections = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = mark.line + 1 if (mark := getattr(error, "problem_mark", None)) else 1
+        problem = getattr(error, "problem", None) or error
+        raise UsageError(f"{source}:{line}: not valid YAML: {problem}") from error
+    # a date that is none, brackets without end
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: not valid YAML: {error}") from error
+    if not isinstance(sections, dict):
+        raise UsageError(f"{source}: expected sections such as model, data and trainer")
+    check_size(sections, source)
+    return sections
 
 
 def _place(path: str, files: list[Path]) -> str:
@@ -217,7 +250,7 @@ def _options(owner: type, filled: int) -> list[str]:
 
 def _expected(error: BaseException) -> str:
     """The types that a value may have, in words."""
-    *_, outer, leaf = ("", *map(str, causes(error)))
+    *_, outer, leaf = ("", *_told(error))
     union = re.search(r"Subtypes: \[(.*)\]", outer)
     types = union[1] if union else leaf.partition(". Got value")[0].removeprefix("Expected a ")
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", types).replace("NoneType", "null").replace(", ", " or ")
@@ -252,6 +285,9 @@ def _subclasses(bases: Iterable[type]) -> list[str]:
     return names
 
 
-def _import(path: str) -> type:
-    module, name = path.rsplit(".", 1)
-    return getattr(__import__(module, fromlist=[name]), name)
+def _imported(paths: Iterable[str]) -> Iterator[type]:
+    """Go through the classes of these names, as far as they are imported: an error's text is no reason to import."""
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        if isinstance(found := getattr(sys.modules.get(module), name, None), type):
+            yield found

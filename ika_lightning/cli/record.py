@@ -18,7 +18,14 @@ __all__ = ["differences", "record"]
 PACKAGES = ("torch", "lightning", "torchmetrics", "torch-geometric", "numpy", "pandas", "tokenizers", "sacrebleu")
 
 # Where a run writes and how it shows itself; none of it changes what is learned.
-_ELSEWHERE = ("ckpt_path", "trainer.logger", "trainer.enable_", "trainer.default_root_dir", "trainer.log_every_n_steps")
+_ELSEWHERE = (
+    "ckpt_path",
+    "trust",
+    "trainer.logger",
+    "trainer.enable_",
+    "trainer.default_root_dir",
+    "trainer.log_every_n_steps",
+)
 
 
 def record(data: LightningDataModule | None) -> dict[str, Any]:

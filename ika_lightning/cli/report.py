@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from ika_lightning.callbacks import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
@@ -78,7 +79,7 @@ class ReportingTrainer(Trainer):
                 self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
             except (OSError, ValueError) as error:
                 notes.append(f"Without examples, as the validation data could not be had: {error}")
-                model = type(model).load_from_checkpoint(ckpt_path, weights_only=True, map_location="cpu").eval()
+                _restore(model, checkpoint)
                 watch.look(model)
         recordings = record_spectra(model.eval()) | watch.recordings
         figures = _figures(model, recordings, watch.batch, int(checkpoint["global_step"]), with_results=not notes)
@@ -169,6 +170,15 @@ def _figures(
         return {tag: to_png(to_pixels(draw())) for tag, draw in drawing.items()}
 
 
+def _restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Give a model what it has learned, without a trainer and its data."""
+    model.trainer = None
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
+
+
 def _ask(model: LightningModule, name: str) -> Any:
     """Call a method that a model may have or not."""
     method = getattr(model, name, None)
@@ -180,9 +190,11 @@ def _facts(
 ) -> list[tuple[str, str]]:
     """What the page says of the run: arguments of the model, and scores."""
     facts = [("checkpoint", path), ("epoch", str(checkpoint["epoch"]))]
-    for state in checkpoint.get("callbacks", {}).values():
-        if isinstance(state, Mapping) and state.get("best_model_score") is not None:
-            facts.append((f"best {state['monitor']} of the run", f"{float(state['best_model_score']):.6g}"))
+    callbacks = checkpoint.get("callbacks")
+    for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
+        score = state.get("best_model_score") if isinstance(state, Mapping) else None
+        if isinstance(score, Tensor | float) and torch.as_tensor(score).numel() == 1:
+            facts.append((f"best {state.get('monitor')} of the run", f"{float(score):.6g}"))
     facts += [(name, f"{value:.6g}") for name, value in sorted(measured.items())]
     for name, value in model.hparams.items():
         if isinstance(value, Mapping) and "class_path" in value:

@@ -1,7 +1,6 @@
 """Graphs whose nodes are to be classified: embedded ones, saved ones, and tables of nodes and edges."""
 
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,18 @@ from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 from torch_geometric.datasets import KarateClub
+from torch_geometric.edge_index import CatMetadata, EdgeIndex, SortOrder
 from torch_geometric.utils import to_undirected
 
 from ika_lightning.data.table import MISSING, closest, parse_numbers, quoted, read_table, require_column
+from ika_lightning.trust import Untrusted, plain_tensors, refused_code
 
 __all__ = ["digits", "karate", "load_graph", "read_graph"]
 
 SPLITS = ("train", "val", "test")
+
+# What a saved graph is made of, besides tensors.
+_GRAPH = (Data, DataEdgeAttr, DataTensorAttr, GlobalStorage, EdgeIndex, CatMetadata, SortOrder)
 
 
 def karate() -> Data:
@@ -77,25 +81,22 @@ def load_graph(path: str) -> Data:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder")
     try:
-        with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+        with plain_tensors(*_GRAPH):
             found = torch.load(path, map_location="cpu", weights_only=True)
+        values = found.to_dict() if isinstance(found, Data) else found
+        graph = Data.from_dict(values) if isinstance(values, dict) else None
     except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"{path} holds {code[1] if code else 'more than tensors'}, which takes running code from the file to load: "
-            "refused; save a PyG Data, or a dict, of tensors alone"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, LookupError, OSError) as error:
+        raise Untrusted(f"{refused_code(path, error)}; save a PyG Data, or a dict, of tensors alone") from None
+    # a damaged pickle raises anything
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is no file of torch.save, or is damaged ({reason}); save the graph again") from None
-    if isinstance(found, dict):
-        found = Data.from_dict(found)
-    if not isinstance(found, Data):
+    if graph is None:
         raise ValueError(f"{path} holds a {type(found).__name__}, not a graph; save a PyG Data of tensors")
     for name in ("x", "edge_index"):
-        if not isinstance(found.get(name), Tensor):
-            raise ValueError(f"{path}: the graph has no {name}, only {quoted(found.keys())}; add it and save again")
-    return found
+        if not isinstance(graph.get(name), Tensor):
+            raise ValueError(f"{path}: the graph has no {name}, only {quoted(graph.keys())}; add it and save again")
+    return graph
 
 
 def read_graph(

@@ -20,6 +20,7 @@ from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
 from ika_lightning.data.table import closest, quoted
+from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
@@ -54,7 +55,7 @@ class NodeBatch(NamedTuple):
         return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
 
 
-class NodeClassificationData(LightningDataModule):
+class NodeClassificationData(FromCheckpoint, LightningDataModule):
     """A graph, its nodes split for training, validation and testing.
 
     The graph is a data set known by name, a saved PyG ``Data``, or a table of nodes with one of edges. In evaluation

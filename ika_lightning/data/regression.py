@@ -28,11 +28,12 @@ from ika_lightning.data.table import (
     read_table,
     require_column,
 )
+from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["RegressionData", "RowBatch"]
 
 
-class RegressionData(LightningDataModule):
+class RegressionData(FromCheckpoint, LightningDataModule):
     """Rows of a table, split, scaled by the training rows, and served as sets.
 
     The table is a data set known by name, or an own file. Training batches are random sets of training rows; in

@@ -21,6 +21,7 @@ from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
+from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TextBatch", "TextClassificationData"]
 
@@ -46,7 +47,7 @@ class TextBatch(NamedTuple):
         return {"texts": len(self.tokens), "tokens": (self.tokens != 0).sum()}
 
 
-class TextClassificationData(LightningDataModule):
+class TextClassificationData(FromCheckpoint, LightningDataModule):
     """Texts and their classes, split, cut into tokens, and served in batches of similar length.
 
     The texts are a data set known by name, or an own file. Official splits are kept; where there is none, rows are

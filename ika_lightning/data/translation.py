@@ -20,6 +20,7 @@ from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
+from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TranslationBatch", "TranslationData"]
 
@@ -48,7 +49,7 @@ class TranslationBatch(NamedTuple):
         return {"sentences": len(self.source), "tokens": tokens}
 
 
-class TranslationData(LightningDataModule):
+class TranslationData(FromCheckpoint, LightningDataModule):
     """Parallel text, cut into parts of words that are learned on its training part.
 
     Each digit is a token of its own, so that numbers are copied and not learned by heart.

@@ -24,11 +24,12 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from ika_lightning.attention import attention_kl
+from ika_lightning.trust import FromCheckpoint
 
 Data = TypeVar("Data", bound=LightningDataModule)
 
 
-class Task(LightningModule, ABC):
+class Task(FromCheckpoint, LightningModule, ABC):
     """Base of the tasks.
 
     A subclass builds its network in ``configure_model``, and returns :meth:`objective` of its loss from
