@@ -53,9 +53,12 @@ __all__ = [
     "Names",
     "Untrusted",
     "check_callbacks",
+    "check_size",
+    "join_places",
     "named_places",
     "parse_option",
     "plain_tensors",
+    "refused_code",
 ]
 
 #: What a checkpoint may name when a model is evaluated: subclasses of these, by the library that defines them.
@@ -78,6 +81,7 @@ TO_RESUME: dict[str, tuple[type, ...]] = {
     "lightning.fabric.plugins": (CheckpointIO, ClusterEnvironment),
     "lightning.pytorch.accelerators": (Accelerator,),
     "lightning.pytorch.callbacks": (Callback,),
+    "lightning.pytorch.cli": (LRScheduler,),
     "lightning.pytorch.loggers": (Logger,),
     "lightning.pytorch.plugins": (CheckpointIO, ClusterEnvironment, LayerSync, Precision),
     "lightning.pytorch.profilers": (Profiler,),
@@ -195,14 +199,14 @@ class FromCheckpoint:
         load = functools.partial(super().load_from_checkpoint, checkpoint_path, map_location=map_location, **kwargs)  # type: ignore[misc]
         if weights_only is False:
             return load(weights_only=False)
-        is_file = not isinstance(checkpoint_path, str | Path)
-        source = "the checkpoint" if is_file else checkpoint_path
+        is_open = not isinstance(checkpoint_path, str | Path)
+        source = "the checkpoint" if is_open else checkpoint_path
         try:
             with plain_tensors():
                 # on the meta device nothing is read but what describes the tensors
                 checkpoint = _load(checkpoint_path, map_location="meta", weights_only=True)
                 Names(source, resume=True, trusted=trust).check_hyperparameters(cls, checkpoint, replaced=kwargs)
-                if is_file:
+                if is_open:
                     checkpoint_path.seek(0)
                 return load(weights_only=True)
         except pickle.UnpicklingError as error:
@@ -321,16 +325,17 @@ class Names:
         """
         past = () if issubclass(owner, LightningDataModule) else CHECKPOINT_PAST_HPARAMS_KEYS
         for key in (*past, owner.CHECKPOINT_HYPER_PARAMS_KEY):  # type: ignore[attr-defined]
+            described: Callable[..., Any] = owner
             arguments = checkpoint.get(key)
             check_size(arguments, self.source)
             if isinstance(arguments, Mapping):
-                described = arguments.get("_class_path")
-                if described is not None and not _is_called(owner, described):
-                    self._find(described, "its class")
+                name = arguments.get("_class_path")
+                if name is not None and not _is_called(owner, name):
+                    described = self._find(name, "its class")
                 # what puts a model together is a function of Lightning's, which allows no other
                 left_out = {"_class_path", "_instantiator", *replaced}
                 arguments = {name: value for name, value in arguments.items() if name not in left_out}
-            self.check_arguments(owner, arguments, "")
+            self.check_arguments(described, arguments, "")
 
     def _check_section(self, key: str, value: Any, groups: Mapping[str, type]) -> None:
         if key in groups:
@@ -365,7 +370,8 @@ class Names:
         if strange := named.keys() - set(_SPECIFICATION):
             raise ValueError(f"{self.source}: {place} names a class, and has {min(map(repr, strange))} beside it")
         # what the user gives for a text or a file names no class, even if it looks like one
-        return self._find(named["class_path"], place, (self._given(place) if _reading(hint) is Reading.NAME else ()))
+        takes_class = _reading(hint) is Reading.NAME and hint is not _UNKNOWN
+        return self._find(named["class_path"], place, self._given(place) if takes_class else ())
 
     def _given(self, place: str) -> Collection[str]:
         return {name for where, name in self.given if where == place}
@@ -471,10 +477,10 @@ def named_places(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
     match value:
         case str():
             yield place, value
-        case list():
+        case list() | tuple() | set() | frozenset():
             for item in value:
                 yield from named_places(item, place)
-        case dict():
+        case Mapping():
             for key, item in value.items():
                 yield from named_places(item, join_places(place, str(key)))
 
@@ -558,7 +564,7 @@ def _hints(owner: Callable[..., Any]) -> dict[str, Any]:
     function = owner.__init__ if isinstance(owner, type) else owner  # type: ignore[misc]
     try:
         known = typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError, SyntaxError):
+    except Exception:
         # an annotation that type checkers alone understand
         known = {}
     hints: dict[str, Any] = {}

@@ -159,8 +159,6 @@ STRANGE_NAMES = {
     "evil.layer": {},
     "functools.partial": {"dict_kwargs": {"func": "os.system"}},
     "ika_lightning.cli.command.Command": {"init_args": {"args": ["fit", "--config", "evil.yaml"]}},
-    "ika_lightning.cli.main": {"init_args": {"args": ["fit", "--config", "evil.yaml"]}},
-    "ika_lightning.data.graphs.Path": {},
     "importlib.import_module": {"init_args": {"name": "evil"}},
     "os.system": {"init_args": {"command": "touch ran"}},
     "runpy.run_path": {"init_args": {"path_name": "evil.py"}},
@@ -168,7 +166,6 @@ STRANGE_NAMES = {
     "subprocess.run": {"dict_kwargs": {"args": ["touch", "ran"]}},
     "this.s": {},
     "torch.hub.load": {"init_args": {"repo_or_dir": ".", "model": "x", "source": "local"}},
-    "torch.nn.functional.relu": {},
 }
 
 
@@ -321,6 +318,7 @@ class TestWhatMayBeNamed:
             "ika_lightning.callbacks.AttentionMaps",
             "ika_lightning.tasks.schedule.InverseSquareRoot",
             "lightning.pytorch.callbacks.LearningRateMonitor",
+            "lightning.pytorch.cli.ReduceLROnPlateau",
             "lightning.pytorch.loggers.CSVLogger",
             "lightning.pytorch.plugins.MixedPrecision",
             "lightning.pytorch.strategies.DDPStrategy",
@@ -337,6 +335,9 @@ class TestWhatMayBeNamed:
         "name",
         [
             "MIKAN",
+            "ika_lightning.cli.main",
+            "ika_lightning.data.graphs.Path",
+            "torch.nn.functional.relu",
             "ika_lightning.attention.IKAN ",
             "ika_lightning.attention.Nothing",
             "ika_lightning.attention.attention_kl",

@@ -23,7 +23,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ika_lightning.data.files import decode
-from ika_lightning.trust import check_size
+from ika_lightning.trust import Untrusted, check_size
 
 PACKAGE = Path(__file__).parent.parent
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
@@ -45,7 +45,7 @@ def user_message(error: BaseException) -> str | None:
     """
     ours = raised_on_purpose(error) and PACKAGE in Path(_innermost(error).filename).parents
     match error:
-        case UsageError() | MisconfigurationException():
+        case UsageError() | Untrusted() | MisconfigurationException():
             return str(error)
         case OSError() if ours or error.filename is not None:
             return str(error)
