@@ -11,7 +11,6 @@ Both replace the exponential of an inner product by similarity x magnitude, see
 :mod:`ika_lightning.attention`; :mod:`~ika_lightning.attention.edges` computes it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,8 +65,7 @@ class _KernelConv(Regularised, MessagePassing):
         self.edge_dim = edge_dim
         self.p = check_p(p)
         self.stationary = stationary
-        self._build_spectrum = functools.partial(
-            build_spectrum,
+        self.spectrum = build_spectrum(
             spectrum,
             heads,
             key_width,
@@ -77,7 +75,6 @@ class _KernelConv(Regularised, MessagePassing):
             prior_std=prior_std,
             conditional=conditional,
         )
-        self.spectrum = self._build_spectrum()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
@@ -85,7 +82,7 @@ class _KernelConv(Regularised, MessagePassing):
         for child in self.children():
             if isinstance(child, Linear):
                 child.reset_parameters()
-        self.spectrum.load_state_dict(self._build_spectrum().state_dict())
+        self.spectrum.reset_parameters()
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(-1, self.heads, self.out_channels)  # (n, h c) -> (n, h, c)

@@ -143,7 +143,14 @@ class Kernel(nn.Module):
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.log_lengthscale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(head_dim) / 4))
+        self.log_lengthscale = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Return to the initial kernel, in place; what a subclass adds starts at zero unless it says otherwise."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(self.log_lengthscale, math.log(self.head_dim) / 4)
 
     @property
     def lengthscale(self) -> Tensor:
@@ -235,7 +242,14 @@ class PeriodicKernel(Kernel):
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__(num_heads, head_dim)
-        self.log_period = nn.Parameter(torch.full((num_heads, 1, 1), math.log(2 * math.pi)))
+        self.log_period = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Return to the initial kernel, in place."""
+        super().reset_parameters()
+        if "log_period" in self._parameters:
+            nn.init.constant_(self.log_period, math.log(2 * math.pi))
 
     @property
     def period(self) -> Tensor:

@@ -27,6 +27,7 @@ from ika_lightning.attention.functional import Backend
 from ika_lightning.attention.kernels import Kernel, MaternKernel
 from ika_lightning.attention.magnitude import Exponent
 from ika_lightning.attention.spectrum import DirectSpectrum, GaussianCopula, ImplicitSpectrum, Init
+from ika_lightning.attention.start import Linear, reset_children
 
 
 class _NoPackedProjection:
@@ -106,16 +107,18 @@ class MultiheadAttention(nn.Module):
         self.head_dim = embed_dim // num_heads
         self.dropout = dropout
         self.batch_first = batch_first
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
-        self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, embed_dim, bias=bias)
-        self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.q_proj = Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = Linear(embed_dim if kdim is None else kdim, embed_dim, bias=bias)
+        self.v_proj = Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
+        self.out_proj = Linear(embed_dim, embed_dim, bias=bias)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.xavier_uniform_(projection.weight)
-        if bias:
-            for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-                nn.init.zeros_(projection.bias)
+            projection.starting(nn.init.xavier_uniform_)
+        self.out_proj.starting(_as_drawn)
         self.core = core(num_heads, self.head_dim)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in place."""
+        reset_children(self)
 
     @classmethod
     def from_attention(cls, layer: nn.MultiheadAttention | MultiheadAttention, **options: Any) -> Self:
@@ -673,3 +676,7 @@ def _read_projections(layer: nn.MultiheadAttention | MultiheadAttention) -> list
 def _check_dtype(name: str, mask: Tensor) -> None:
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"{name} must be boolean (True = ignore) or floating (added to log-weights), got {mask.dtype}")
+
+
+def _as_drawn(weight: Tensor) -> None:
+    """Leave a weight to :class:`torch.nn.Linear`'s own law."""

@@ -13,12 +13,15 @@ and the regulariser that goes with them (section 4 of `Implicit Kernel Attention
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ika_lightning.attention.start import Linear, normal_points, reset_children
 
 Init = Literal["rbf", "wide", "paper"]
 
@@ -61,53 +64,6 @@ def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init) -
     raise ValueError(f"init must be 'rbf', 'wide' or 'paper', got {init!r}")
 
 
-def normal_points(num_heads: int, num_samples: int, head_dim: int) -> Tensor:
-    r"""Orthogonal points of the standard normal law, independent over the heads.
-
-    Each point has exactly the standard normal law, so that features made of it estimate their kernel without bias, but
-    points of a head are not independent: in blocks of d they are orthogonal to one another (`Orthogonal Random Features
-    <https://arxiv.org/abs/1610.09072>`_), and from block to block each is turned to the side on which their sum is
-    not, which keeps the mean of every stretch close to zero. The cosine of a frequency does not notice its sign, so at
-    a posterior of mean zero the second is for free; it pays once the mean has moved.
-
-    Error of the output of dot-product attention estimated with M samples, relative to the output's size, for standard
-    normal queries and keys of half their size, 64 of each, over 24 seeds:
-
-    ====  ====  ===========  ===================  ==================  ==========
-    d     M     independent  Sobol, heads joined  Sobol, a head each  orthogonal
-    ====  ====  ===========  ===================  ==================  ==========
-    8     16    0.213        0.230                0.202               0.091
-    8     128   0.075        0.075                0.024               0.032
-    16    16    0.309        0.335                0.325               0.128
-    16    64    0.156        0.155                0.102               0.061
-    64    64    0.350        0.385                0.366               0.205
-    64    128   0.250        0.268                0.235               0.144
-    ====  ====  ===========  ===================  ==================  ==========
-
-    Shapes:
-        the result (h, M, d).
-
-    Example:
-        >>> first, second = normal_points(1, 2, 64)[0]
-        >>> bool((first @ second).abs() < 1e-4)
-        True
-    """
-    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
-    gaussian = torch.empty(num_heads, num_samples, head_dim, dtype=torch.float64).normal_(generator=generator)
-    total = torch.zeros(num_heads, 1, head_dim, dtype=torch.float64)
-    points = []
-    for block in gaussian.split(head_dim, dim=1):
-        # Directions come from one normal matrix and lengths from another, for the two are independent.
-        q, r = torch.linalg.qr(torch.empty_like(block).normal_(generator=generator).mT)
-        # QR is unique up to signs; these give the uniform law of orthogonal frames.
-        point = (q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)).mT * block.norm(dim=-1, keepdim=True)
-        # Points of a block do not change one another's side of the sum: they are orthogonal.
-        side = torch.where((point * total).sum(-1, keepdim=True) > 0.0, -1.0, 1.0)
-        points.append(side * point)
-        total = total + points[-1].sum(1, keepdim=True)
-    return torch.cat(points, 1).to(torch.get_default_dtype())
-
-
 class DirectSpectrum(nn.Module):
     r"""Frequencies that are parameters (IKA-direct in the paper).
 
@@ -134,15 +90,26 @@ class DirectSpectrum(nn.Module):
     ) -> None:
         super().__init__()
         check_num_samples(num_samples)
-        scale = initial_scale(num_heads, head_dim, num_samples, init)
+        self.init: Init = init
+        self.scale = initial_scale(num_heads, head_dim, num_samples, init)
         shape, copies = (num_heads, num_samples, head_dim), 1 if stationary else 2
-        if init == "paper":
-            bound = math.sqrt(3.0) * scale
-            drawn = [torch.empty(shape).uniform_(-bound, bound) for _ in range(copies)]
-        else:
-            base = scale * normal_points(*shape)
-            drawn = [base + (copies - 1) * _SYMMETRY_BREAKING * scale * torch.randn(shape) for _ in range(copies)]
-        self.frequencies = nn.ParameterList(nn.Parameter(frequencies) for frequencies in drawn)
+        self.frequencies = nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in range(copies))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the frequencies anew, in place."""
+        if self.init == "paper":
+            bound = math.sqrt(3.0) * self.scale
+            for frequencies in self.frequencies:
+                nn.init.uniform_(frequencies, -bound, bound)
+            return
+        first = self.frequencies[0]
+        num_heads, num_samples, head_dim = first.shape
+        base = self.scale * normal_points(num_heads, num_samples, head_dim, first.device)
+        spread = (len(self.frequencies) - 1) * _SYMMETRY_BREAKING * self.scale
+        with torch.no_grad():
+            for frequencies in self.frequencies:
+                frequencies.copy_(base + spread * torch.randn(first.shape, device=first.device))
 
     def forward(self, mean_key: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the frequencies and a regulariser of zero; the mean key is not looked at."""
@@ -170,9 +137,9 @@ class ImplicitSpectrum(nn.Module):
 
     where the last term, the information that the heads share, is there with a copula only.
 
-    Departures from the authors' code: in evaluation the noise is a fixed set of :func:`normal_points`, so a model
-    gives the same answer twice; the mean is taken over keys that may be attended to, never over padding nor over
-    queries (other queries would leak through it).
+    Departures from the authors' code: in evaluation the noise is a fixed set of
+    :func:`~ika_lightning.attention.start.normal_points`, so a model gives the same answer twice; the mean is taken over
+    keys that may be attended to, never over padding nor over queries (other queries would leak through it).
 
     Args:
         num_heads: Number of heads, h.
@@ -219,15 +186,28 @@ class ImplicitSpectrum(nn.Module):
         self.prior_std = float(prior_std)
         self.conditional = conditional
         scale = initial_scale(num_heads, head_dim, num_samples, init)
-        self.mean = nn.Parameter(torch.zeros(num_heads, head_dim))
-        self.raw_std = nn.Parameter(torch.zeros(num_heads, head_dim))
+        self.mean = nn.Parameter(torch.empty(num_heads, head_dim))
+        self.raw_std = nn.Parameter(torch.empty(num_heads, head_dim))
         self.encoder = small_encoder(head_dim, 2 * head_dim) if conditional else None
         self.generators = nn.ModuleList(OddGenerator(head_dim, scale) for _ in range(1 if stationary else 2))
         self.copula = copula
-        self.register_buffer("points", normal_points(num_heads, num_samples, head_dim))
-        # The first half and the second: each is a stretch of the points, and has a mean close to zero.
-        side = 1.0 - 2.0 * (torch.arange(num_samples) >= (num_samples + 1) // 2).unsqueeze(-1)
-        self.register_buffer("side", side, persistent=False)
+        self.register_buffer("points", torch.empty(num_heads, num_samples, head_dim))
+        self.register_buffer("side", torch.empty(num_samples, 1), persistent=False)
+        self._draw()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in place."""
+        reset_children(self)
+        self._draw()
+
+    def _draw(self) -> None:
+        nn.init.zeros_(self.mean)
+        nn.init.zeros_(self.raw_std)
+        num_heads, num_samples, head_dim = self.points.shape
+        self.points.copy_(normal_points(num_heads, num_samples, head_dim, self.points.device))
+        # the first half and the second: each is a stretch of the points, and has a mean close to zero
+        half = (self.side.size(0) + 1) // 2
+        self.side[:half], self.side[half:] = 1.0, -1.0
 
     def posterior(self, mean_key: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the noise, (b, h, d) or (h, d)."""
@@ -283,9 +263,8 @@ class OddGenerator(nn.Module):
     def __init__(self, head_dim: int, scale: float) -> None:
         super().__init__()
         hidden = max(16, head_dim)
-        last = nn.Linear(hidden, head_dim)
-        nn.init.normal_(last.weight, std=_SYMMETRY_BREAKING / math.sqrt(hidden))
-        nn.init.zeros_(last.bias)
+        law = functools.partial(nn.init.normal_, std=_SYMMETRY_BREAKING / math.sqrt(hidden))
+        last = Linear(hidden, head_dim).starting(law)
         self.scale = scale
         self.network = nn.Sequential(nn.Linear(head_dim, hidden), nn.SiLU(), last)
 
@@ -332,6 +311,11 @@ class GaussianCopula(nn.Module):
         # One head has nothing to be coupled with.
         self.encoder = small_encoder(num_heads * head_dim, entries) if conditional and entries else None
         self.width = num_heads * head_dim
+
+    def reset_parameters(self) -> None:
+        """Uncouple the heads, in place."""
+        reset_children(self)
+        nn.init.zeros_(self.lower)
 
     def forward(self, mean_key: Tensor | None = None) -> Tensor:
         """Return the factor C of the correlation between heads."""
@@ -399,9 +383,7 @@ def small_encoder(width_in: int, width_out: int) -> nn.Sequential:
         tensor([0., 0.])
     """
     hidden = max(16, width_in)
-    last = nn.Linear(hidden, width_out)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    last = Linear(hidden, width_out).starting(nn.init.zeros_)
     return nn.Sequential(nn.Linear(width_in, hidden), nn.SiLU(), last)
 
 

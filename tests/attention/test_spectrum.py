@@ -21,9 +21,9 @@ from ika_lightning.attention.spectrum import (
     OddGenerator,
     check_num_samples,
     initial_scale,
-    normal_points,
     small_encoder,
 )
+from ika_lightning.attention.start import normal_points
 
 HEADS, WIDTH = 3, 5
 
