@@ -11,6 +11,7 @@ Both replace the exponential of an inner product by similarity x magnitude, see
 :mod:`ika_lightning.attention`; :mod:`~ika_lightning.attention.edges` computes it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,8 @@ class _KernelConv(Regularised, MessagePassing):
         self.edge_dim = edge_dim
         self.p = check_p(p)
         self.stationary = stationary
-        self.spectrum = build_spectrum(
+        self._build_spectrum = functools.partial(
+            build_spectrum,
             spectrum,
             heads,
             key_width,
@@ -75,6 +77,7 @@ class _KernelConv(Regularised, MessagePassing):
             prior_std=prior_std,
             conditional=conditional,
         )
+        self.spectrum = self._build_spectrum()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
@@ -82,7 +85,13 @@ class _KernelConv(Regularised, MessagePassing):
         for child in self.children():
             if isinstance(child, Linear):
                 child.reset_parameters()
-        self.spectrum.reset_parameters()
+        # as it was built, so that a seed gives the parameters that it always gave
+        with torch.device(next(self.spectrum.parameters()).device), torch.no_grad():
+            fresh = self._build_spectrum()
+            for ours, theirs in zip(self.spectrum.parameters(), fresh.parameters(), strict=True):
+                ours.copy_(theirs)
+            for ours, theirs in zip(self.spectrum.buffers(), fresh.buffers(), strict=True):
+                ours.copy_(theirs)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.view(-1, self.heads, self.out_channels)  # (n, h c) -> (n, h, c)
