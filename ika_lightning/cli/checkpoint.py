@@ -10,6 +10,11 @@ import torch
 
 from ika_lightning.cli.explain import UsageError
 
+
+class DamagedCheckpoint(UsageError):
+    """A file that was a checkpoint, or is to be one, and is not whole."""
+
+
 KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for ``ckpt_path`` besides a file
 
 
@@ -20,14 +25,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        UsageError: If the file is missing, damaged, of another framework, or needs code of its own to load.
+        DamagedCheckpoint: If the file is damaged.
+        UsageError: If the file is missing, of another framework, or needs code of its own to load.
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}{known_checkpoints()}")
     with path.open("rb") as file:
         whole = zipfile.is_zipfile(file)  # its directory is at the end
     if not whole:
-        raise UsageError(f"{path} is not a checkpoint, or was cut short{_others(path)}")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint, or was cut short{_others(path)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -35,7 +41,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         what = code[1] if code else "more than tensors"
         raise UsageError(f"{path} holds {what}, which takes running code from the file to load: refused") from error
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
+        raise DamagedCheckpoint(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
     for key in ("state_dict", "pytorch-lightning_version"):
         if not isinstance(checkpoint, dict) or key not in checkpoint:
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
