@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
 import math
 import resource
@@ -41,6 +42,7 @@ from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, ke
 from ika_lightning.attention.functional import choose_backend
 from ika_lightning.attention.kernels import stationary_features
 from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.output import open_output, write_output
 
 RESULTS = Path(__file__).parent / "results"
 KERNEL_BACKENDS = ("dense", "chunked", "linear", "auto")
@@ -230,10 +232,11 @@ HEADER = (
 
 def save(rows: list[dict[str, object]], name: str) -> None:
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_output(RESULTS / f"{name}.csv", text.getvalue().encode())
 
 
 def draw(rows: list[dict[str, object]]) -> None:
@@ -259,7 +262,8 @@ def draw(rows: list[dict[str, object]]) -> None:
     figure.supylabel("forward + backward, ms")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper center", ncols=len(colours), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
-    figure.savefig(RESULTS / "attention.png", dpi=120)
+    with open_output(RESULTS / "attention.png") as file:
+        figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
 

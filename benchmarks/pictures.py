@@ -11,7 +11,6 @@ docs/pictures those of ``python -m ika_lightning report``, and the spectrum over
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 import time
 from contextlib import chdir
@@ -21,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ika_lightning.cli import main
+from ika_lightning.output import write_output
 
 ROOT = Path(__file__).parents[1]
 RUNS = {"co2": "regression", "languages": "text_classification"}
@@ -66,10 +66,10 @@ def write_pictures(folder: Path) -> None:
         fit(name, "--pictures", "0.2")
         main(["report", "--ckpt_path", f"runs/{name}/version_1/checkpoints/best.ckpt", "--output", name, *QUIET[:2]])
         for source, target in shown.items():
-            shutil.copyfile(Path(name, f"{source}.png"), folder / f"{target}.png")
+            write_output(folder / f"{target}.png", Path(name, f"{source}.png").read_bytes())
         board = EventAccumulator(f"runs/{name}/version_1").Reload()
         for source, target in LOGGED.get(name, {}).items():
-            (folder / f"{target}.png").write_bytes(board.Images(source)[-1].encoded_image_string)
+            write_output(folder / f"{target}.png", board.Images(source)[-1].encoded_image_string)
 
 
 if __name__ == "__main__":

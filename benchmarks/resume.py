@@ -158,9 +158,10 @@ def measure(task: str, processes: int, kills: int, draw: random.Random) -> bool:
                 os.killpg(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 killed += 1
-                if (folder / "runs" / "run" / "version_0" / "checkpoints" / "last.ckpt").is_file():
-                    resumes = ["--ckpt_path", "last"]
-                    gone_on += 1
+                run = folder / "runs" / "run" / "version_0"
+                # without a checkpoint yet, it begins anew
+                resumes = ["--ckpt_path", "last"] if run.is_dir() else []
+                gone_on += (run / "checkpoints" / "last.ckpt").is_file()
             trainings += 1
             wrong += differing(expected, results(folder))
     print(

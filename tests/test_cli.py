@@ -378,17 +378,31 @@ class TestFit:
 
     def test_twice_into_one_folder(self, capsys):
         version = ["--trainer.logger.version", "3", "--trainer.max_epochs", "1"]
-        for _ in range(2):
-            assert run(capsys, "fit", *TOY, *QUIET, *version)[0] == 0
-        names = sorted(path.name for path in Path("runs/toymodel/version_3/checkpoints").iterdir())
+        assert run(capsys, "fit", *TOY, *QUIET, *version)[0] == 0
+        folder = Path("runs/toymodel/version_3")
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert error_of(capsys, "fit", *TOY, *QUIET, *version) == (
+            f"{folder} is there already: go on with it with --ckpt_path last, or give another --trainer.logger.version"
+        )
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert run(capsys, "fit", *TOY, *QUIET, *version, "--ckpt_path", "last", "--trainer.max_epochs", "2")[0] == 0
+        names = sorted(path.name for path in (folder / "checkpoints").iterdir())
         assert names == ["before_last.ckpt", "best.ckpt", "last.ckpt"]
+        assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
 
     def test_without_a_logger(self, capsys):
+        Path("config.yaml").write_text("mine")
         plain = ["--trainer.logger", "false", "--trainer.max_epochs", "1"]
         code, stdout, _ = run(capsys, "fit", *TOY, *QUIET, *plain)
+        folder = Path("runs/toymodel/version_0")
         assert code == 0 and "TensorBoard" not in stdout
-        assert Path("config.yaml").is_file() and Path("checkpoints/best.ckpt").is_file()
+        assert stdout.splitlines()[-1] == f"to test it:       {PROGRAM} test --ckpt_path {folder}/checkpoints/best.ckpt"
+        assert (folder / "config.yaml").is_file() and (folder / "checkpoints" / "best.ckpt").is_file()
         assert run(capsys, "fit", *TOY, *QUIET, *plain, "--ckpt_path", "last")[0] == 0
+        assert sorted(path.name for path in Path().iterdir()) == ["config.yaml", "runs"]
+        assert Path("config.yaml").read_text() == "mine"
+        assert run(capsys, "fit", *TOY, *QUIET, *plain, "--trainer.default_root_dir", "here")[0] == 0
+        assert Path("here/toymodel/version_0/checkpoints/last.ckpt").is_file()
 
     def test_interrupted(self, capsys):
         args = ["fit", "--model", "ToyInterrupted", "--data", "ToyData", *QUIET]

@@ -1,8 +1,10 @@
 """``report``: a page for a checkpoint, whole or not at all."""
 
 import base64
+import os
 import re
-from contextlib import chdir
+from collections.abc import Callable
+from contextlib import AbstractContextManager, chdir
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,68 @@ def test_a_failure_leaves_the_former_report(trained, monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="no ink"):
         report(trained["regression"])
     assert Path("report/report.html").read_text() == first and [path.name for path in Path().iterdir()] == ["report"]
+
+
+def contents() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_the_former_report(file_size_limit: Callable[[int], AbstractContextManager[None]]) -> None:
+    write = ika_lightning.cli.report._write
+    pictures = {f"spectrum/{number}": bytes([number]) * 500 for number in range(100)}
+    write(Path("report"), "old", [], {}, pictures)
+    before = contents()
+    assert len(before) == 101 and before["report/spectrum-7.png"] == bytes([7]) * 500
+    # the pictures are larger than the first, the page than both
+    for folder, size in (("report", 400), ("new", 400), ("report", 5000), ("new", 5000)):
+        with file_size_limit(size), pytest.raises(OSError, match=rf"^cannot write {folder}/.*: File too large$"):
+            write(Path(folder), "new", [], {}, dict.fromkeys(pictures, b"x" * 500))
+        assert contents() == before and not Path("new").exists()
+
+
+def test_it_has_more_pictures_than_a_process_may_open_files() -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limits on open files")
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, most))
+    try:
+        ika_lightning.cli.report._write(Path("report"), "many", [], {}, {f"results/{i}": b"x" for i in range(101)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    assert len(contents()) == 102
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows lets not everybody make links")
+@pytest.mark.parametrize("there", [False, True])
+def test_a_link_to_a_folder(there) -> None:
+    write, check = ika_lightning.cli.report._write, ika_lightning.cli.report.check_folder
+    Path("link").symlink_to("reports")
+    if there:
+        Path("reports").mkdir(mode=0o750)
+    for title in ("first", "second"):
+        write(check("link"), title, [], {}, {"results/fit": b"png"})
+        Path("reports/report.html").chmod(0o640)
+    assert Path("link").is_symlink() and sorted(contents()) == ["reports/report.html", "reports/results-fit.png"]
+    assert "second" in Path("reports/report.html").read_text()
+    assert Path("reports/report.html").stat().st_mode & 0o777 == 0o640
+    assert not there or Path("reports").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
+def test_what_is_no_folder_is_left_alone() -> None:
+    check = ika_lightning.cli.report.check_folder
+    os.mkfifo("fifo")
+    Path("file").write_text("mine")
+    Path("link").symlink_to("file")
+    for output in ("fifo", "file", "link", "/dev/stdout"):
+        with pytest.raises(FileExistsError, match=rf"cannot write {output}: it is there, and is no report; choose"):
+            check(output)
+    Path("nowhere").symlink_to("no/report")
+    with pytest.raises(FileNotFoundError, match=r"cannot write nowhere: there is no folder .*/no; create it first"):
+        check("nowhere")
+    Path("a").symlink_to("b")
+    Path("b").symlink_to("a")
+    with pytest.raises(OSError, match=r"cannot write a: its symbolic links lead in a circle"):
+        check("a")
 
 
 def test_mistakes_are_one_line(trained, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,26 +86,57 @@ def test_a_run_says_what_it_is_made_of(trained) -> None:
 class TestGoingOn:
     def test_what_differs_is_said(self, trained, capsys):
         # only what results may depend on
-        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last", "--trainer.max_epochs", "3", "--data.seed", "1"])
+        more = ["--trainer.max_epochs", "3", "--trainer.gradient_clip_val", "null"]
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last", *more])
         notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-        changed = "trainer.max_epochs: 2 -> 3; data.seed: 0 -> 1"
-        assert sorted(notes[0].removeprefix("note: going on with another configuration: ").split("; ")) == sorted(
-            changed.split("; ")
+        assert notes == ["note: going on with another configuration: trainer.max_epochs: 2 -> 3"]
+
+    def test_what_makes_another_run_is_refused(self, trained, capsys):
+        before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
+        more = ["--trainer.max_epochs", "3", "--data.seed", "1", "--seed_everything", "2"]
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", "last", *more) == (
+            f"--ckpt_path last: {RUN} is a run with other options (seed_everything: 0 -> 2; data.seed: 0 -> 1); give "
+            "the same to go on with it, or the file of its checkpoint to begin a new run with that"
         )
-        assert notes[1].startswith("note: going on with other versions or data than before: data.train: ")
+        assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
+        # its file begins a new run, which says where it comes from and what else has changed
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", str(trained), *more])
+        new = RUN.with_name("version_1")
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert notes[0] == f"note: {new} is a new run, which goes on from {trained}"
+        changed = ["data.seed: 0 -> 1", "seed_everything: 0 -> 2", "trainer.max_epochs: 2 -> 3"]
+        assert sorted(notes[1].removeprefix("note: going on with another configuration: ").split("; ")) == changed
+        assert notes[2].startswith("note: going on with other versions or data than before: data.train: ")
+        assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
+        assert yaml.safe_load((new / "config.yaml").read_text())["ckpt_path"] == str(trained)
+        assert torch.load(new / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
 
     def test_nothing_is_said_if_nothing_differs(self, trained, capsys):
         main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last"])
         assert "note: " not in capsys.readouterr().err
 
-    def test_a_damaged_checkpoint_offers_the_one_before(self, trained, capsys):
+    def test_a_damaged_checkpoint_gives_way_to_the_one_before(self, trained, capsys):
+        whole = torch.load(trained, weights_only=True)
         trained.write_bytes(trained.read_bytes()[:-100])
-        os.utime(trained.with_name("best.ckpt"), (0, 0))
-        assert error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", "last") == (
-            f"{trained} is not a checkpoint, or was cut short; the one before is {trained.parent}/before_last.ckpt"
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", str(trained)).startswith(
+            f"{trained} is not a checkpoint, or was cut short; the one before is {trained.parent}/"
         )
-        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", f"{trained.parent}/before_last.ckpt"])
-        assert torch.load(trained, weights_only=True)["epoch"] == 2
+        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last"])
+        before = trained.with_name("before_last.ckpt")
+        notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+        assert notes == [f"note: {trained} is damaged, or was cut short; going on from {before}"]
+        resumed = torch.load(trained, weights_only=True)
+        assert resumed["epoch"] == 2
+        for name, value in whole["state_dict"].items():
+            assert torch.equal(resumed["state_dict"][name], value)
+        assert torch.load(before, weights_only=True)["global_step"] < resumed["global_step"]
+
+    def test_none_that_is_whole(self, trained, capsys):
+        for file in trained.parent.iterdir():
+            file.write_bytes(file.read_bytes()[:-100])
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET, "--ckpt_path", "last") == (
+            f"--ckpt_path last: {RUN} has no whole checkpoint to go on from; begin without --ckpt_path"
+        )
 
     def test_code_is_refused(self, trained, capsys):
         torch.save(torch.load(trained, weights_only=True) | {"x": Path("a")}, trained)
@@ -148,12 +179,14 @@ class TestWhatTheMachineRefuses:
 
     def test_a_folder_that_cannot_be_made(self, capsys):
         Path("runs").write_text("a file")
-        assert "runs/regression'" in error_of(capsys, "fit", *REGRESSION, *QUIET)
+        message = "cannot write runs/regression/version_0: Not a directory"
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET) == message
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written_to(self, capsys):
         Path("runs").mkdir(mode=0o500)
-        assert "Permission denied: " in error_of(capsys, "fit", *REGRESSION, *QUIET)
+        message = "cannot write runs/regression/version_0: Permission denied"
+        assert error_of(capsys, "fit", *REGRESSION, *QUIET) == message
 
     def test_a_port_in_use(self, capsys, monkeypatch):
         with socket.socket() as taken:
@@ -178,3 +211,19 @@ def test_differences_of_configurations() -> None:
     old = {"model": {"class_path": "a.b.C", "init_args": {"width": 3}}, "trainer": {"logger": 1}, "gone": None, "a": 1}
     new = {"model": {"class_path": "C", "init_args": {"width": 4, "depth": 2}}, "trainer": {"logger": 2}, "a": 2}
     assert differences(old, new) == ["model.width: 3 -> 4", "a: 1 -> 2", "model.depth: null -> 2"]
+
+
+def test_decisive_differences() -> None:
+    old = {"seed_everything": 0, "data": {"class_path": "a.Data", "init_args": {"path": "a/x.csv", "root": "here"}}}
+    old |= {"model": {"class_path": "Model", "init_args": {"compile": False}}, "trainer": {"precision": None}}
+    assert differences(old, old, decisive=True) == []
+    # where things are and how they are computed, and options of a later version
+    new = {"seed_everything": 0, "data": {"class_path": "b.Data", "init_args": {"path": "a/x.csv", "root": "there"}}}
+    new |= {"model": {"class_path": "m.Model", "init_args": {"compile": True, "new": 1}}, "trainer": {"devices": 2}}
+    new["trainer"]["precision"] = None
+    assert differences(old, new, decisive=True) == []
+    assert differences(old, new) == [
+        "data.root: here -> there", "model.compile: false -> true", "model.new: null -> 1", "trainer.devices: null -> 2"
+    ]  # fmt: skip
+    new["data"]["init_args"]["path"] = "b/y.csv"
+    assert differences(old, new, decisive=True) == ["data.path: a/x.csv -> b/y.csv"]

@@ -88,9 +88,8 @@ class _KernelConv(Regularised, MessagePassing):
         # as it was built, so that a seed gives the parameters that it always gave
         with torch.device(next(self.spectrum.parameters()).device), torch.no_grad():
             fresh = self._build_spectrum()
-            for ours, theirs in zip(self.spectrum.parameters(), fresh.parameters(), strict=True):
-                ours.copy_(theirs)
-            for ours, theirs in zip(self.spectrum.buffers(), fresh.buffers(), strict=True):
+            kept = [*self.spectrum.parameters(), *self.spectrum.buffers()]
+            for ours, theirs in zip(kept, [*fresh.parameters(), *fresh.buffers()], strict=True):
                 ours.copy_(theirs)
 
     def _split_heads(self, x: Tensor) -> Tensor:

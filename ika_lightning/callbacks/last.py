@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from ika_lightning.output import open_output, temporary_name
 from ika_lightning.trust import plain_tensors
 
 __all__ = ["LastCheckpoint", "WholeCheckpointIO"]
@@ -37,21 +39,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with open_output(path, sync=True) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            _sync_folder(path.parent)
-        except (OSError, RuntimeError) as error:  # PyTorch's own of a full disk has no errno
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except OSError as error:
+            reason = error.strerror or str(error).removeprefix(f"cannot write {path}: ")
             kept = "; the one before is kept" if path.is_file() else ""
             raise OSError(f"cannot write the checkpoint {path}: {reason}{kept}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     @override
     def load_checkpoint(
@@ -160,15 +155,9 @@ class LastCheckpoint(Callback):
         for logger in trainer.loggers:
             logger.save()  # what was logged until here is in no checkpoint
         path = self.folder / "last.ckpt"
-        if trainer.is_global_zero and path.is_file():
-            # a second name for the file: there is a last.ckpt at any moment
-            link = path.with_name(f".before_last.{os.getpid()}.part")
-            link.unlink(missing_ok=True)
-            try:
-                os.link(path, link)
-            except OSError:  # not every file system has links
-                shutil.copy(path, link)
-            link.replace(path.with_name("before_last.ckpt"))
+        # one that was cut short, by a disk that lost its end, must not take the place of a whole one
+        if trainer.is_global_zero and path.is_file() and zipfile.is_zipfile(path):
+            _keep(path)
         self._place = place
         try:
             trainer.save_checkpoint(path, weights_only=False)
@@ -225,9 +214,17 @@ def _end_of_batch_before(state: dict[str, Any]) -> None:
             loader["served"] = progress["current"]["ready"]
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _keep(path: Path) -> None:
+    """Give a checkpoint the name of the one before it as well: a second name for the file, so that it stays there."""
+    before = path.with_name("before_last.ckpt")
+    link = temporary_name(before)
     try:
-        os.fsync(handle)
+        # what is behind links, or the second name would be one for the link
+        os.link(path.resolve(), link)
+        link.replace(before.resolve())
+    except OSError:
+        # not every file system has second names, and none for a file of another
+        with path.open("rb") as file, open_output(before) as copy:
+            shutil.copyfileobj(file, copy)
     finally:
-        os.close(handle)
+        link.unlink(missing_ok=True)

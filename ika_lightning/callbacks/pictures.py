@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     Figures = Mapping[str, Callable[[], Figure]]
 
 log = logging.getLogger(__name__)
+
+Given = TypeVar("Given")
+Drawn = TypeVar("Drawn")
 
 # How long the first picture is expected to take, in seconds.
 _FIRST_GUESS = 0.08
@@ -102,22 +106,30 @@ class Pictures(Callback):
         trained = began - self._started
         if not self._fits(trained, last, first=True):
             return
-        assert self._board is not None
+        board = self._board
+        assert board is not None
+        figures = self._attempt(self.figures, pl_module) or {}
+        for number, tag in enumerate(sorted(figures, key=lambda tag: self._drawn_at.get(tag, -1))):
+            if self._drawn_at.get(tag) == self._step or not self._fits(trained, last, first=number == 0):
+                break
+            pixels = self._attempt(_pixels, figures[tag])
+            if pixels is None:
+                break
+            board.experiment.add_image(tag, pixels, self._step - 1, dataformats="HWC")  # as val/loss
+            self._drawn_at[tag] = self._step
+            now = time.perf_counter()
+            self._expected, self.seconds, began = now - began, self.seconds + now - began, now
+        self.seconds += time.perf_counter() - began
+
+    def _attempt(self, draw: Callable[[Given], Drawn], given: Given) -> Drawn | None:
+        """What ``draw`` returns. No training stops for a picture: if that fails, there are no more of them."""
         try:
             with torch.no_grad():
-                figures = self.figures(pl_module)
-                for number, tag in enumerate(sorted(figures, key=lambda tag: self._drawn_at.get(tag, -1))):
-                    if self._drawn_at.get(tag) == self._step or not self._fits(trained, last, first=number == 0):
-                        break
-                    pixels = to_pixels(figures[tag]())
-                    self._board.experiment.add_image(tag, pixels, self._step - 1, dataformats="HWC")  # as val/loss
-                    self._drawn_at[tag] = self._step
-                    now = time.perf_counter()
-                    self._expected, self.seconds, began = now - began, self.seconds + now - began, now
-        except Exception as error:  # whatever it is: no training stops for a picture
+                return draw(given)
+        except Exception as error:
             self._board = None
             log.warning("%s draws no more pictures: %s: %s", type(self).__name__, type(error).__name__, error)
-        self.seconds += time.perf_counter() - began
+            return None
 
     def _fits(self, trained: float, last: bool, first: bool) -> bool:
         """Whether there is time for another picture, after so many seconds of training."""
@@ -223,3 +235,7 @@ def names_of(pl_module: LightningModule, batch: Any, layer: str) -> Any:
     """
     ask = getattr(pl_module, "attention_names", None)
     return None if ask is None else ask(batch, layer)
+
+
+def _pixels(draw: Callable[[], Figure]) -> np.ndarray:
+    return to_pixels(draw())

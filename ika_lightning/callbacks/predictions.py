@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from ika_lightning.data.files import check_output
+from ika_lightning.output import check_output
 
 
 class PredictionWriter(Callback):

@@ -7,6 +7,7 @@ reads checkpoints, and :mod:`~ika_lightning.cli.explain` puts errors into one li
 
 import difflib
 import gc
+import os
 import sys
 from typing import NoReturn
 
@@ -97,6 +98,11 @@ def _run(args: list[str]) -> None:
 
 
 def _fail(message: str) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would try again at its end, and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     # in one piece, for other processes may be saying something, too
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     raise SystemExit(2)

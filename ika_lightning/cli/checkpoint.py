@@ -10,6 +10,11 @@ import torch
 from ika_lightning.cli.explain import UsageError, read_sections
 from ika_lightning.trust import plain_tensors, refused_code
 
+
+class DamagedCheckpoint(UsageError):
+    """A file that was a checkpoint, or is to be one, and is not whole."""
+
+
 KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes for ``ckpt_path`` besides a file
 
 
@@ -20,7 +25,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        UsageError: If the file is missing, damaged, or of another framework.
+        DamagedCheckpoint: If the file is damaged.
+        UsageError: If the file is missing, or of another framework.
         Untrusted: If it needs code of its own to load.
     """
     if not path.is_file():
@@ -28,7 +34,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         whole = zipfile.is_zipfile(file)  # its directory is at the end
     if not whole:
-        raise UsageError(f"{path} is not a checkpoint, or was cut short{_others(path)}")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint, or was cut short{_others(path)}")
     try:
         with plain_tensors():
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -36,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise refused_code(path, error) from error
     # a damaged pickle raises anything
     except Exception as error:
-        raise UsageError(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
+        raise DamagedCheckpoint(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
     for key, kind in (("state_dict", dict), ("pytorch-lightning_version", str), ("epoch", int), ("global_step", int)):
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")

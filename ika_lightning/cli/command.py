@@ -37,11 +37,12 @@ from ika_lightning.cli.explain import (
     raised_on_purpose,
     read_file,
 )
-from ika_lightning.cli.logs import go_on_logging
+from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
-from ika_lightning.data.files import write_atomically
-from ika_lightning.trust import Names, check_callbacks, join_places, named_places, parse_option
+from ika_lightning.cli.runs import CONFIG, RECORD, Place, Run, file_loggers, other_processes_run, own_run
+from ika_lightning.output import is_standard_output, write_output
+from ika_lightning.trust import Names, join_places, named_places, parse_option
 
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -91,17 +92,35 @@ class Parser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Puts the configuration of a training, and what else it depends on, into its log folder and its checkpoints."""
+    """Puts the configuration of a training, and what else it depends on, into its folder and its checkpoints."""
+
+    run: Run
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.text = self.parser.dump(self.config, skip_unset=False)
-        self.record = record(trainer.datamodule)  # type: ignore[attr-defined]
-        folder = trainer.log_dir  # asked on every rank: it is a broadcast
-        if folder and trainer.is_global_zero:
-            os.makedirs(folder, exist_ok=True)
-            write_atomically(Path(folder, "config.yaml"), self.text.encode())
-            write_atomically(Path(folder, "run.yaml"), yaml.safe_dump(self.record, sort_keys=False).encode())
+        """Note what the run is made of, and that all processes go on from the same checkpoint.
+
+        Raises:
+            ValueError: If they do not, as one of them has found another.
+        """
+        # only that of another run is a part of what this one is
+        config = self.config.clone()
+        config.ckpt_path = self.run.origin and str(self.run.origin)
+        self.text = self.parser.dump(config, skip_unset=False)
+        self.record = {**self.run.about, **record(trainer.datamodule)}  # type: ignore[attr-defined]
+        here = str(self.run.checkpoint)
+        if here != (first := trainer.strategy.broadcast(here)):
+            raise ValueError(
+                f"process {trainer.global_rank} goes on from {here}, and process 0 from {first}; give its file as "
+                "--ckpt_path"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # not before: what is there of a run that goes on is of use as long as it has not
+        if self.run.folder is not None and trainer.is_global_zero:
+            write_output(self.run.folder / CONFIG, self.text.encode())
+            write_output(self.run.folder / RECORD, yaml.safe_dump(self.record, sort_keys=False).encode())
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -111,9 +130,22 @@ class SaveConfig(SaveConfigCallback):
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say on which versions and which data the training goes on that it did not begin with."""
+        self._keep_best(trainer, checkpoint["callbacks"])
         kept = {key: checkpoint.get("run", self.record)[key] for key in ("versions", "data")}
         if trainer.is_global_zero and (found := differences(kept, {key: self.record[key] for key in kept})):
             print(f"note: going on with other versions or data than before: {'; '.join(found)}", file=sys.stderr)
+
+    def _keep_best(self, trainer: Trainer, states: dict[str, Any]) -> None:
+        """Let a run keep its best checkpoints, by whatever path it is known today, and none of another run."""
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or callback.state_key not in states:
+                continue
+            if self.run.origin is not None:
+                del states[callback.state_key]
+            elif self.run.checkpoint is not None and callback.dirpath is not None:
+                state, here = states[callback.state_key], Path(callback.dirpath)
+                if here.resolve() == self.run.checkpoint.parent.resolve():
+                    states[callback.state_key] = _moved(state, state["dirpath"], str(callback.dirpath))
 
 
 class Command(LightningCLI):
@@ -237,31 +269,21 @@ class Command(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         if self.fits:
-            self._choose_run_folder(self.config.fit)
+            self._name_loggers(self.config.fit)
             self.trainer_defaults["callbacks"] = watching(self.config.fit.pictures)
-        elif self.subcommand == "predict" and self.config.predict.output == "-":
+        elif self.subcommand == "predict" and is_standard_output(self.config.predict.output):
             self.config.predict.trainer.enable_progress_bar = False  # it would go to standard output as well
 
-    @staticmethod
-    def _choose_run_folder(config: Any) -> None:
-        """Name the run after its model unless it has a name; let a resumed run go on in its own folder."""
+    def _name_loggers(self, config: Any) -> None:
+        """Name the run after its model unless it has a name."""
+        name = config.model.class_path.rpartition(".")[2].lower()
+        self.root = Path(config.trainer.default_root_dir or "runs", name)
         logger = config.trainer.logger
-        settings = getattr(logger, "init_args", None)
-        if settings is None or "name" not in settings or "save_dir" not in settings:
-            runs = Path(config.trainer.default_root_dir or ".", "checkpoints")
-            found = [runs / "last.ckpt"] if (runs / "last.ckpt").is_file() else []
-        else:
-            settings.name = settings.name or config.model.class_path.rpartition(".")[2].lower()
-            runs = Path(settings.save_dir, settings.name)
-            found = sorted(runs.glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-        if config.ckpt_path == "last":
-            if not found:
-                raise UsageError(f"--ckpt_path last: no last.ckpt below {runs} to go on from{known_checkpoints()}")
-            config.ckpt_path = str(found[-1])
-        if settings is not None and config.ckpt_path:
-            folder = Path(config.ckpt_path).parent.parent
-            if folder.parent.resolve() == runs.resolve() and settings.version is None:
-                settings.version = folder.name
+        for chosen in logger if isinstance(logger, list) else [logger]:
+            settings = getattr(chosen, "init_args", None)
+            if settings is not None and "name" in settings and "save_dir" in settings:
+                settings.name = settings.name or name
+                settings.save_dir = os.path.expanduser(settings.save_dir)
 
     @override
     def instantiate_classes(self) -> None:
@@ -317,8 +339,30 @@ class Command(LightningCLI):
     def before_fit(self) -> None:
         """Check what can be checked before hours are spent."""
         self._check_batch_size_finder()
-        if self.config.fit.ckpt_path is not None:
-            self._compare_with_checkpoint(Path(self.config.fit.ckpt_path))
+
+    def fit(self, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Train, in a folder that no other run has.
+
+        Args:
+            ckpt_path: What to go on from.
+            **kwargs: What else the trainer is given.
+        """
+        trainer, config = self.trainer, yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        # what Lightning finds by itself is nothing that a run is known by
+        wanted = None if ckpt_path in KEYWORDS and ckpt_path != "last" else ckpt_path
+        writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        have_run = own_run if writes else other_processes_run
+        with have_run(Place.of(trainer, self.root), wanted, config) as run, quiet_threads():
+            if run.folder is not None:
+                for logger in file_loggers(trainer):
+                    logger._version = run.version
+                    go_on_logging(logger, run.step)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, SaveConfig):
+                    callback.run = run
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and run.checkpoints is not None:
+                    callback.dirpath = str(run.checkpoints)
+            trainer.fit(ckpt_path=run.checkpoint if wanted else ckpt_path, **kwargs)
 
     def _check_batch_size_finder(self) -> None:
         """Refuse to look for a size of which there is none to begin with."""
@@ -328,17 +372,6 @@ class Command(LightningCLI):
             name = finder._batch_arg_name
             if getattr(self.datamodule, name, finder) is None:
                 raise UsageError(f"BatchSizeFinder changes {name}, and the data has none; give --data.{name} 1")
-
-    def _compare_with_checkpoint(self, path: Path) -> None:
-        """Say what differs from the run that is gone on with, and let its logs go on as well."""
-        checkpoint = read_checkpoint(path)
-        check_callbacks(checkpoint.get("callbacks"), path)
-        before = read_config(checkpoint, path) or {}
-        now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
-        if before and (found := differences(before, now)) and self.trainer.is_global_zero:
-            print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)
-        for logger in self.trainer.loggers if self.trainer.is_global_zero else []:
-            go_on_logging(logger, checkpoint["global_step"])
 
     def after_fit(self) -> None:
         """Say where the results are and what to do with them."""
@@ -369,7 +402,7 @@ class Command(LightningCLI):
 
     def after_predict(self) -> None:
         """Say where the predictions are, but not among them."""
-        to_stdout = str(self.writer.path) == "-"
+        to_stdout = is_standard_output(self.writer.path)
         where = "standard output" if to_stdout else self.writer.path
         print(f"{self.writer.count} predictions written to {where}", file=sys.stderr if to_stdout else sys.stdout)
 
@@ -378,6 +411,16 @@ def _shown(path: str) -> str:
     """A path as short as it can be told: from here on if it is below, else whole."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def _moved(state: Any, before: str, now: str) -> Any:
+    """The state of a callback whose files are in a folder that has another name now."""
+    match state:
+        case str():
+            return now + state.removeprefix(before) if state.startswith(before) else state
+        case dict():
+            return {_moved(key, before, now): _moved(value, before, now) for key, value in state.items()}
+    return state
 
 
 def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,8 +5,11 @@ of causes: each level names its key or class, and the last one says what was wro
 """
 
 import difflib
+import errno
 import inspect
+import io
 import itertools
+import os
 import re
 import sys
 import traceback
@@ -23,9 +26,11 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ika_lightning.data.files import decode
+from ika_lightning.output import OutputError
 from ika_lightning.trust import Untrusted, check_size
 
 PACKAGE = Path(__file__).parent.parent
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a disk that takes no more
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
 #: The first line of a configuration that is given as text. jsonargparse looks for a file of that name first, and no
@@ -47,8 +52,12 @@ def user_message(error: BaseException) -> str | None:
     match error:
         case UsageError() | Untrusted() | MisconfigurationException():
             return str(error)
-        case OSError() if ours or error.filename is not None:
+        case OSError() if ours:
             return str(error)
+        case BrokenPipeError():
+            return "cannot write standard output: Broken pipe"
+        case OSError() if (file := _refused_file(error)) is not None:
+            return f"{'cannot write ' if error.errno in FULL else ''}{file}: {error.strerror or error}"
         case ValueError() | TypeError() | ImportError() if ours:
             return str(error)
         case RuntimeError() if "EADDRINUSE" in str(error):
@@ -69,6 +78,20 @@ def user_message(error: BaseException) -> str | None:
             return "torch.compile found no C++ compiler: install g++, name another in CXX, or leave out --model.compile"
         case RuntimeError() if str(error).startswith("Error(s) in loading state_dict"):
             return f"the checkpoint does not fit the model: {error}"
+    # what Lightning and PyTorch make of a disk that is full
+    full = (cause for cause in causes(error) if isinstance(cause, OSError) and cause is not error)
+    return next((user_message(cause) for cause in full if cause.errno in FULL or isinstance(cause, OutputError)), None)
+
+
+def _refused_file(error: OSError) -> str | None:
+    """The file that the system refused: as it says; else the one that was open where it happened."""
+    if error.filename is not None:
+        return os.fsdecode(error.filename)
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        for value in frame.f_locals.values():
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str | bytes | Path):
+                return os.fsdecode(name)
     return None
 
 
@@ -88,8 +111,11 @@ def _innermost(error: BaseException) -> traceback.FrameSummary:
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """The chain of exceptions that led to ``error``, itself first."""
-    while error is not None:
+    seen: list[BaseException] = []
+    # one that is raised again while another is handled that it led to makes the chain a circle
+    while error is not None and all(error is not other for other in seen):
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -26,6 +26,21 @@ _ELSEWHERE = (
     "trainer.default_root_dir",
     "trainer.log_every_n_steps",
 )
+
+# What makes a run the one that it is; with another of these, it is another run.
+_DECISIVE = (
+    "seed_everything",
+    "model",
+    "data",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+    "trainer.limit_train_batches",
+    "trainer.overfit_batches",
+)
+# Of these, what says where things are, or how they are computed.
+_WHEREVER = ("data.root", "data.predict_path", "data.predict_edges_path", "model.compile")
 
 
 def record(data: LightningDataModule | None) -> dict[str, Any]:
@@ -49,39 +64,49 @@ def record(data: LightningDataModule | None) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, decisive: bool = False) -> list[str]:
     """Tell what differs between two nested dicts, as far as results may depend on it.
 
     Args:
         old: What was.
         new: What is.
+        decisive: Leave out what a training may go on with, such as its length, and options that the old one does not
+            know.
 
     Example:
         >>> differences({"model": {"width": 64}, "ckpt_path": None}, {"model": {"width": 32}, "ckpt_path": "x.ckpt"})
         ['model.width: 64 -> 32']
+        >>> differences({"trainer": {"max_epochs": 2}}, {"trainer": {"max_epochs": 3}}, decisive=True)
+        []
     """
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
         for key in dict.fromkeys([*before, *after])
-        if _shown(before, key) != _shown(after, key) and not key.startswith(_ELSEWHERE)
+        if _shown(before, key) != _shown(after, key)
+        and not key.startswith(_ELSEWHERE)
+        and not (decisive and (key not in before or not _is_decisive(key)))
     ]
 
 
+def _is_decisive(key: str) -> bool:
+    inside = any(key == name or key.startswith(f"{name}.") for name in _DECISIVE)
+    return inside and key not in _WHEREVER
+
+
 def _flat(nested: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(nested, dict) and nested:
+    if isinstance(nested, Mapping) and nested:
         for key, value in nested.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     else:
+        # a class may be told with its module or without
+        if prefix.endswith(".class_path") and isinstance(nested, str):
+            nested = nested.rpartition(".")[2]
         yield prefix.replace(".init_args", "").replace(".class_path", ""), nested
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
-    value = flat.get(key)
-    # a class may be told with its module or without
-    return yaml.safe_dump(value.rpartition(".")[2] if isinstance(value, str) else value, default_flow_style=True).split(
-        "\n"
-    )[0]
+    return yaml.safe_dump(flat.get(key), default_flow_style=True).split("\n")[0]
 
 
 def _commit() -> str | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from typing_extensions import override
 from ika_lightning.callbacks import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
 from ika_lightning.callbacks.pictures import names_of
 from ika_lightning.cli.checkpoint import read_checkpoint
+from ika_lightning.output import follow, open_output
 from ika_lightning.pictures import Recorder, Recording, record_spectra
 from ika_lightning.pictures.canvas import to_pixels, to_png
 
@@ -147,13 +147,16 @@ def check_folder(output: str | Path) -> Path:
         ...
         FileNotFoundError: cannot write nowhere/report: there is no folder nowhere; create it first
     """
-    folder = Path(output)
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {folder}: there is no folder {folder.parent}; create it first")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file()):
+    folder, target = Path(output), follow(output)
+    if isinstance(target, int) or (folder.exists() and not folder.is_dir()):
         raise FileExistsError(f"cannot write {folder}: it is there, and is no report; choose another --output")
-    if not os.access(folder.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {folder}: no permission to write in {folder.parent.resolve()}")
+    if not target.parent.is_dir():
+        parent = target.parent if folder.is_symlink() else folder.parent
+        raise FileNotFoundError(f"cannot write {folder}: there is no folder {parent}; create it first")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / PAGE).is_file():
+        raise FileExistsError(f"cannot write {folder}: it is there, and is no report; choose another --output")
+    if not os.access(target if target.is_dir() else target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {folder}: no permission to write in {target.parent}")
     return folder
 
 
@@ -206,22 +209,27 @@ def _facts(
 
 
 def _write(folder: Path, title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> None:
-    """Write page and pictures to a folder of another name, and move it into place."""
-    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    former = part.with_suffix(".former")
+    """Write page and pictures, all under other names first, and move them into place, the page last."""
+    page = _page(title, notes, tables, figures)
+    pictures = {folder / f"{tag.replace('/', '-')}.png": png for tag, png in figures.items()}
+    new = not folder.is_dir()
+    # what a link points to is made, too
+    os.makedirs(os.path.realpath(folder), exist_ok=True)
     try:
-        part.mkdir()
-        for tag, png in figures.items():
-            (part / f"{tag.replace('/', '-')}.png").write_bytes(png)
-        (part / PAGE).write_text(_page(title, notes, tables, figures), encoding="utf-8")
-        if folder.is_dir():
-            folder.replace(former)
-        part.replace(folder)
-    finally:
-        if former.is_dir() and not folder.is_dir():  # the move failed: what was there comes back
-            former.replace(folder)
-        for rest in (part, former):
-            shutil.rmtree(rest, ignore_errors=True)
+        # left in the opposite order
+        with ExitStack() as files:
+            for path, content in {folder / PAGE: page.encode(), **pictures}.items():
+                file = files.enter_context(open_output(path))
+                file.write(content)
+                # a disk that is full says so before anything is moved, and processes may have few files open at once
+                file.close()
+    except BaseException:
+        with suppress(OSError):
+            if new:
+                folder.rmdir()
+        raise
+    for former in set(folder.glob("*.png")) - pictures.keys():
+        former.unlink()
 
 
 def _page(title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> str:

@@ -15,7 +15,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from ika_lightning.data.corpora import DATES
-from ika_lightning.data.files import write_atomically
+from ika_lightning.output import write_output
 
 SPLITS = {"train": 5000, "val": 500, "test": 500}
 UNITS = (
@@ -117,7 +117,7 @@ _KINDS: dict[Callable[[random.Random], Callable[[str], str]], int] = {
 def write(path: Path = DATES) -> Path:
     """Write the pairs as tab-separated values, the same bytes each time."""
     text = "".join(f"{split}\t{en}\t{de}\n" for split, en, de in generate())
-    return write_atomically(path, gzip.compress(text.encode(), mtime=0))
+    return write_output(path, gzip.compress(text.encode(), mtime=0))
 
 
 if __name__ == "__main__":

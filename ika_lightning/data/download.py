@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ika_lightning.data.files import write_atomically
+from ika_lightning.output import write_output
 
 __all__ = ["RemoteFile", "data_root", "fetch", "find"]
 
@@ -116,7 +116,7 @@ def fetch(remote: RemoteFile, root: str | None = None) -> Path:
         raise PermissionError(
             f"cannot create {file.parent} ({error.strerror}); choose another data root with --data.root or IKA_DATA"
         ) from None
-    return write_atomically(file, content)
+    return write_output(file, content)
 
 
 def _download(remote: RemoteFile, folder: Path) -> bytes:

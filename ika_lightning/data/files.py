@@ -1,13 +1,11 @@
-"""Text out of files, and files that nobody ever meets half of."""
+"""Text out of files."""
 
 import gzip
-import os
 import sys
-import uuid
 import zlib
 from pathlib import Path
 
-__all__ = ["check_output", "decode", "read_lines", "write_atomically"]
+__all__ = ["decode", "read_lines"]
 
 
 def decode(content: bytes, source: object, *, zipped: bool = False) -> str:
@@ -60,7 +58,8 @@ def read_lines(path: str | Path) -> list[str]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     read_lines(write_atomically(Path(folder, "texts.txt"), b"one\r\n\r\nthree"))
+        ...     _ = Path(folder, "texts.txt").write_bytes(b"one\r\n\r\nthree")
+        ...     read_lines(Path(folder, "texts.txt"))
         ['one', '', 'three']
     """
     if str(path) == "-":
@@ -70,69 +69,3 @@ def read_lines(path: str | Path) -> list[str]:
     else:
         raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder")
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-
-
-def check_output(path: str | Path) -> Path:
-    """Check that a file can be written, before the work whose result it will hold.
-
-    Args:
-        path: Where the file is to go. An existing file is fine: it will be replaced. So is ``-``, standard output.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: If its folder does not exist.
-        ValueError: If the path is itself a folder.
-        PermissionError: If its folder cannot be written to.
-
-    Example:
-        >>> check_output("nowhere/predictions.csv")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: cannot write nowhere/predictions.csv: there is no folder nowhere; create it first
-    """
-    path = Path(path)
-    if str(path) == "-":
-        return path
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {path}: no permission to write in {path.parent}; choose another folder")
-    return path
-
-
-def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write a whole file or nothing: to a temporary name in the same folder first, then moved into place.
-
-    Args:
-        path: Where the file goes; a file already there is replaced. ``-`` is standard output.
-        content: All of its bytes.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: As :func:`check_output`, or if the disk refuses (the temporary file is removed again).
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomically(f"{folder}/a.txt", b"whole").read_text()
-        'whole'
-    """
-    path = check_output(path)
-    if str(path) == "-":
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
-        return path
-    # The name is unique, so that processes which write the same file at once cannot mix their bytes.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

@@ -15,7 +15,7 @@ from datetime import date, timedelta
 from itertools import islice
 from pathlib import Path
 
-from ika_lightning.data.files import write_atomically
+from ika_lightning.output import write_output
 
 __all__ = ["LANGUAGES", "generate", "phrases"]
 
@@ -107,4 +107,4 @@ def generate() -> bytes:
 
 
 if __name__ == "__main__":
-    write_atomically(Path(__file__).parent / "embedded" / "languages.tsv.gz", generate())
+    write_output(Path(__file__).parent / "embedded" / "languages.tsv.gz", generate())

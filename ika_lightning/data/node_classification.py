@@ -12,7 +12,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
-from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
 from ika_lightning.data.loader import Loader, processes
@@ -20,6 +19,7 @@ from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
 from ika_lightning.data.table import closest, quoted
+from ika_lightning.output import check_output, write_output
 from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
@@ -304,7 +304,7 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
         table = pd.DataFrame({"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]})
         for number, column in enumerate(predictions.detach().cpu().unbind(1)):
             table[f"probability_{classes[number]}"] = column.numpy().astype(str)  # the shortest text that reads back
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+        write_output(path, table.to_csv(index=False, lineterminator="\n").encode())
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

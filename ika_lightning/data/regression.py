@@ -14,7 +14,6 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
-from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import Loader, processes, shares
 from ika_lightning.data.table import (
@@ -28,6 +27,7 @@ from ika_lightning.data.table import (
     read_table,
     require_column,
 )
+from ika_lightning.output import check_output, write_output
 from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["RegressionData", "RowBatch"]
@@ -276,7 +276,7 @@ class RegressionData(FromCheckpoint, LightningDataModule):
 
         Raises:
             ValueError: If there are not as many predictions as rows.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
+            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
         check_output(path)
         rows = self._predict_rows().row.numpy()
@@ -289,7 +289,7 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         cells = np.full(len(table), "", dtype=object)
         cells[rows] = predictions.detach().cpu().numpy().astype(str)  # the shortest text that reads back the same
         table[self._predicted_column()] = cells
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+        write_output(path, table.to_csv(index=False, lineterminator="\n").encode())
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

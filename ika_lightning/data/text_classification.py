@@ -14,13 +14,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.files import read_lines
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
+from ika_lightning.output import check_output, write_output
 from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TextBatch", "TextClassificationData"]
@@ -267,7 +268,7 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
 
         Raises:
             ValueError: If there is not a probability for each text and class.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
+            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
         check_output(path)
         texts, sampler = self._predict_texts or [], self._sampler(self._texts_to_predict())
@@ -288,7 +289,7 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         for number, name in enumerate(self._classes):
             table[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
         separator = "\t" if str(path).endswith(".tsv") else ","
-        write_atomically(path, table.to_csv(index=False, sep=separator, lineterminator="\n").encode())
+        write_output(path, table.to_csv(index=False, sep=separator, lineterminator="\n").encode())
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

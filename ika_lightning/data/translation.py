@@ -15,11 +15,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
-from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.files import read_lines
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
+from ika_lightning.output import check_output, write_output
 from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TranslationBatch", "TranslationData"]
@@ -270,7 +271,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
 
         Raises:
             ValueError: If a line is not translated, or more than once.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
+            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
         assert self._lines is not None
         check_output(path)
@@ -284,7 +285,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
                 written.append(f"{number} ||| {text} ||| {sum(score for _, score in ranked):.4f}" if several else text)
                 if not self._lines[number]:
                     break
-        write_atomically(path, "".join(f"{line}\n" for line in written).encode())
+        write_output(path, "".join(f"{line}\n" for line in written).encode())
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

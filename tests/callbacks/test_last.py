@@ -132,13 +132,38 @@ def test_noise_depends_on_the_seed_and_nothing_else(data, tmp_path) -> None:
     assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
 
 
-@quiet
-def test_metrics_survive_a_kill_while_a_run_starts_again(tmp_path) -> None:
-    # what a process left that had moved the metrics aside; its last line was never finished
-    (tmp_path / "metrics.before.csv").write_text("step,train/loss\n0,0.5\n1,0.25\n2,0.125\n1")
-    go_on_logging(CSVLogger(tmp_path, name=None, version=""), step=2)
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss", "0,0.5", "1,0.25"]
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+class TestMetrics:
+    def test_those_before_a_step_are_kept(self, tmp_path):
+        # what a process left that was killed: its last line was never finished
+        file = tmp_path / "metrics.csv"
+        file.write_text("step,train/loss\n0,0.5\n1,0.25\n2,0.125\n1")
+        before = file.read_bytes()
+        logger = CSVLogger(tmp_path, name=None, version="")
+        go_on_logging(logger, step=2)
+        # all that is there may be of use until there is something in its place
+        assert file.read_bytes() == before
+        logger.log_metrics({"train/loss": 0.0625, "new": 7}, step=2)
+        logger.save()
+        lines = ["new,step,train/loss", ",0,0.5", ",1,0.25", "7,2,0.0625"]
+        assert file.read_text().splitlines() == lines
+        logger.log_metrics({"train/loss": 0.03125}, step=3)
+        logger.save()
+        assert file.read_text().splitlines() == [*lines, ",3,0.03125"]
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+    @pytest.mark.parametrize("name", ["loss", "new"], ids=["another line", "another column"])
+    def test_a_full_disk_leaves_them(self, name, tmp_path, file_size_limit):
+        logger = CSVLogger(tmp_path, name=None, version="")
+        go_on_logging(logger, None)
+        for step in range(100):
+            logger.log_metrics({"loss": step}, step)
+        logger.save()
+        before = (tmp_path / "metrics.csv").read_bytes()
+        logger.log_metrics({name: 7}, step=100)
+        with file_size_limit(len(before) + 2), pytest.raises(OSError, match=r"metrics.csv: File too large"):
+            logger.save()
+        assert (tmp_path / "metrics.csv").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 class Terminated(Callback):
@@ -187,15 +212,29 @@ class TestWholeCheckpoints:
         assert torch.load(path, weights_only=True) == {"x": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
-    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
-    def test_a_full_disk(self, tmp_path):
+    def test_a_full_disk(self, tmp_path, file_size_limit):
         path = tmp_path / "a.ckpt"
         WholeCheckpointIO().save_checkpoint({"x": 1}, path)
-        (tmp_path / f".a.ckpt.{os.getpid()}.part").symlink_to("/dev/full")
-        with pytest.raises(OSError, match=r"cannot write the checkpoint .*; the one before is kept"):
+        with (
+            file_size_limit(10_000),
+            pytest.raises(OSError, match=r"cannot write the checkpoint .*: File too large; the one before is kept"),
+        ):
             WholeCheckpointIO().save_checkpoint({"x": torch.zeros(10**5)}, path)
         assert torch.load(path, weights_only=True) == {"x": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
+
+    def test_what_is_no_disk_is_told_as_it_is(self, tmp_path):
+        with pytest.raises(AttributeError, match="local object"):
+            WholeCheckpointIO().save_checkpoint({"x": lambda: None}, tmp_path / "a.ckpt")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_link_is_followed(self, tmp_path):
+        (tmp_path / "big").mkdir()
+        path = tmp_path / "last.ckpt"
+        path.symlink_to("big/last.ckpt")
+        WholeCheckpointIO().save_checkpoint({"x": 1}, path)
+        WholeCheckpointIO().save_checkpoint({"x": 2}, path)
+        assert path.is_symlink() and torch.load(tmp_path / "big" / "last.ckpt", weights_only=True) == {"x": 2}
 
     def test_code_is_not_run(self, tmp_path):
         torch.save({"x": Path("a")}, tmp_path / "a.ckpt")

@@ -14,7 +14,6 @@ import pytest
 from ika_lightning.data import download
 from ika_lightning.data.benchmarks import BENCHMARKS
 from ika_lightning.data.download import RemoteFile, data_root, fetch, find
-from ika_lightning.data.files import check_output, write_atomically
 
 
 @pytest.fixture
@@ -153,21 +152,3 @@ def test_a_server_that_hangs(monkeypatch, tmp_path):
         pytest.raises(FileNotFoundError, match="could not be downloaded"),
     ):
         fetch(remote(f"http://127.0.0.1:{silent.getsockname()[1]}/raw", b""), str(tmp_path))
-
-
-class TestWriting:
-    def test_whole_or_nothing(self, tmp_path, monkeypatch):
-        path = write_atomically(tmp_path / "a.txt", b"first")
-        monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk on fire")))
-        with pytest.raises(OSError, match="disk on fire"):
-            write_atomically(path, b"second")
-        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.txt", b"first")]
-
-    def test_places_that_cannot_be_written(self, tmp_path):
-        (tmp_path / "file").write_text("")
-        with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; create it"):
-            check_output(tmp_path / "nowhere" / "out.csv")
-        with pytest.raises(FileNotFoundError, match=r"there is no folder .*file;"):
-            check_output(tmp_path / "file" / "out.csv")
-        with pytest.raises(ValueError, match="it is a folder"):
-            check_output(tmp_path)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ika_lightning.data.files import read_lines, write_atomically
+from ika_lightning.data.files import read_lines
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,3 @@ def test_lines_that_cannot_be_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\xff")))
     with pytest.raises(ValueError, match="standard input, line 1: byte 0xff is not UTF-8"):
         read_lines("-")
-
-
-def test_standard_output(capfdbinary) -> None:
-    write_atomically("-", b"one\ntwo\n")
-    assert capfdbinary.readouterr().out == b"one\ntwo\n"
