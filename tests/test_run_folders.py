@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_cli import QUIET, TOY, ToyData, ToyModel, run
+from test_cli import QUIET, TOY, TRUST, ToyData, ToyModel, run
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -49,7 +49,7 @@ class ToyFailing(ToyModel):
         raise ValueError("no such data")
 
 
-class ToyTable(ToyData):
+class WrittenRows(ToyData):
     def write_predictions(self, path: Path, predictions: Tensor) -> None:
         write_output(path, "".join(f"{value}\n" for value in predictions.flatten().tolist()).encode())
 
@@ -540,9 +540,12 @@ class TestADiskThatRefuses:
         assert user_message(wrapped.value) == message
 
     def test_predictions(self, capsys, file_size_limit: Callable[[int], AbstractContextManager[None]]):
-        main(["fit", *TOY[:2], "--data", "ToyTable", *QUIET, "--trainer.max_epochs", "1"])
-        best = ["--ckpt_path", f"{ROOT}/version_0/checkpoints/best.ckpt", *QUIET]
-        assert run(capsys, "predict", *best, "--output", "old.csv")[0] == 0
+        main(["fit", *TOY[:2], "--data", "WrittenRows", *QUIET, "--trainer.max_epochs", "1"])
+        best = [
+            "--ckpt_path", f"{ROOT}/version_0/checkpoints/best.ckpt", *QUIET, *TRUST, "--trust", f"{__name__}.WrittenRows"
+        ]  # fmt: skip
+        code, _, stderr = run(capsys, "predict", *best, "--output", "old.csv")
+        assert code == 0, stderr
         before = files()
         with file_size_limit(100):
             for name in ("old.csv", "new.csv"):
