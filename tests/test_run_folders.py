@@ -541,9 +541,8 @@ class TestADiskThatRefuses:
 
     def test_predictions(self, capsys, file_size_limit: Callable[[int], AbstractContextManager[None]]):
         main(["fit", *TOY[:2], "--data", "WrittenRows", *QUIET, "--trainer.max_epochs", "1"])
-        best = [
-            "--ckpt_path", f"{ROOT}/version_0/checkpoints/best.ckpt", *QUIET, *TRUST, "--trust", f"{__name__}.WrittenRows"
-        ]  # fmt: skip
+        trust = [*TRUST, "--trust", f"{__name__}.WrittenRows"]
+        best = ["--ckpt_path", f"{ROOT}/version_0/checkpoints/best.ckpt", *QUIET, *trust]
         code, _, stderr = run(capsys, "predict", *best, "--output", "old.csv")
         assert code == 0, stderr
         before = files()
