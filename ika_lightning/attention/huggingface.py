@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.multihead import MultiheadAttention
+from ika_lightning.attention.layer import MultiheadAttention
+from ika_lightning.attention.mask import Mask
 
 # What some models add to their logits. Dropping it in silence would make another model of theirs.
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux")
@@ -127,19 +128,25 @@ def attend(
         root = math.sqrt(scaling * math.sqrt(d))
         query, key = query * root, key * root
 
-    masks: dict[str, Any]
-    if attention_mask is not None:
-        shared = not causal and attention_mask.size(-2) == 1 and attention_mask.dtype == torch.bool
-        masks = {"key_mask": attention_mask[:, 0]} if shared else {"attn_mask": attention_mask}
-    elif causal and n == 1:
-        # Nothing to forbid; but a mask says that the mean key would leak, so that this step of generation has the
-        # kernel that the whole sequence has.
-        masks = {"attn_mask": torch.ones(1, key.size(-2), dtype=torch.bool, device=key.device)}
-    else:
-        masks = {"is_causal": causal}
     need_weights = bool(kwargs.get("output_attentions", False))
-    out, weights = core(query, key, value, **masks, dropout_p=dropout, need_weights=need_weights)
+    mask = _mask(attention_mask, causal, n, key)
+    out, weights = core(query, key, value, mask, dropout_p=dropout, need_weights=need_weights)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _mask(attention_mask: Tensor | None, causal: bool, n: int, key: Tensor) -> Mask:
+    """Read what ``transformers`` says of a call."""
+    if attention_mask is not None:
+        shared = not causal and attention_mask.size(-2) == 1
+        read = Mask.of(attention_mask)
+        if shared or read.pairs is not None:
+            return read
+        return Mask(pairs=read.keys, pair_bias=read.key_bias)
+    if causal and n == 1:
+        # Nothing to forbid; but a mask of pairs says that the mean key would leak, so that this step of generation has
+        # the kernel that the whole sequence has.
+        return Mask(pairs=torch.ones(1, key.size(-2), dtype=torch.bool, device=key.device))
+    return Mask(causal=causal)
 
 
 def make_mask(*, q_length: int, mask_function: Callable[..., Any], **kwargs: Any) -> Tensor | None:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ika_lightning.attention import MultiheadAttention
 
-#: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads).
-AttentionFactory = Callable[[int, int], MultiheadAttention]
+#: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads,
+#: batch_first=True).
+AttentionFactory = Callable[..., MultiheadAttention]
 
 
 class EncoderLayer(nn.Module):
@@ -22,7 +23,7 @@ class EncoderLayer(nn.Module):
     Args:
         width: Width of the sequence.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward network.
         dropout: Probability with which an output of attention or network is dropped in training.
 
@@ -38,7 +39,7 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = attention(width, num_heads)
+        self.attention = attention(width, num_heads, batch_first=True)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
         width: Width of the sequence.
         depth: Number of layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
 

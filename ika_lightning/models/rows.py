@@ -19,7 +19,7 @@ class RowTransformer(nn.Module):
         width: Width of the network.
         depth: Number of encoder layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
 

@@ -39,7 +39,7 @@ class TextClassifier(nn.Module):
         width: Width of the network.
         depth: Number of encoder layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         embed_dim: Width of word vectors; that of the network if None.
         window: How many neighbouring words W sees at once, an odd number.
         pooling: What becomes of the sequence: its ``"mean"``, its ``"max"``, the place of an extra first token

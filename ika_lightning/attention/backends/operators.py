@@ -1,0 +1,134 @@
+"""Functions of tensors with a derivative of their own, as operators that all of PyTorch knows how to treat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Operator = Callable[..., Any]
+
+
+def differentiable_operator(
+    name: str,
+    forward: Callable[..., Tensor | tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor, ...]],
+    plain: Callable[..., Tensor],
+    tensors: int,
+    shapes: Callable[..., Tensor | tuple[Tensor, ...]],
+    *,
+    batched: bool,
+) -> Operator:
+    """Make a function and its hand-written derivative one operator.
+
+    The compiler takes it as a whole and unrolls no loop; ``torch.func`` maps over it. Its derivative is an operator,
+    too, whose own derivative goes through ``plain``: further derivatives cost what that costs, and never fail.
+
+    (``torch.library.custom_op`` does a part of this, and imports the compiler, some seconds, at the first call.)
+
+    Args:
+        name: Name of the operator.
+        forward: What it computes, of tensors and then of plain arguments: the result, and what the backward needs
+            besides. Nothing that it returns shares memory with an argument.
+        backward: Gradients of the tensors, None for those that have none, of the tensors, of all that ``forward``
+            returned, of the gradient of its first result, and of the plain arguments.
+        plain: The first result again, by PyTorch's own differentiable operations.
+        tensors: How many of the arguments are tensors; they come first.
+        shapes: ``forward`` on tensors without data.
+        batched: Whether each tensor has a leading axis over which the function is a loop. It is mapped by joining the
+            axes, else by calling it for each.
+    """
+
+    def backward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in differentiable(arguments))
+
+    def differentiable(arguments: tuple[Any, ...]) -> list[Tensor]:
+        return [x for x in arguments[:tensors] if x.is_floating_point()]
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        ctx.plain_arguments = inputs[tensors:]
+        ctx.save_for_backward(*inputs[:tensors], *_as_tuple(output))
+
+    def differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grads = iter(backward_operator(*ctx.saved_tensors, grad, *ctx.plain_arguments))
+        inputs = ctx.saved_tensors[:tensors]
+        return *(next(grads) if x.is_floating_point() else None for x in inputs), *(None for _ in ctx.plain_arguments)
+
+    def save_all(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        count = sum(isinstance(x, Tensor) for x in inputs)
+        ctx.plain_arguments, ctx.count = inputs[count:], count
+        ctx.save_for_backward(*inputs[:tensors], inputs[count - 1])
+
+    def differentiate_again(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, grad = ctx.saved_tensors
+        floating = differentiable(tuple(inputs))
+
+        def first(*arguments: Tensor) -> tuple[Tensor, ...]:
+            *given, upstream = arguments
+            given_iterator = iter(given)
+
+            def of_floating(*values: Tensor) -> Tensor:
+                value = iter(values)
+                merged = (next(value) if x.is_floating_point() else x for x in inputs)
+                return plain(*merged, *ctx.plain_arguments)
+
+            _, pull = torch.func.vjp(of_floating, *given_iterator)
+            pulled: tuple[Tensor, ...] = pull(upstream)
+            return pulled
+
+        _, pull = torch.func.vjp(first, *floating, grad)
+        *of_inputs, of_grad = pull(grads)
+        of_input = iter(of_inputs)
+        result: list[Tensor | None] = [next(of_input) if x.is_floating_point() else None for x in inputs]
+        # what forward returned is a function of the tensors, whose gradient is in theirs
+        result += [None] * (ctx.count - tensors - 1)
+        return *result, of_grad, *(None for _ in ctx.plain_arguments)
+
+    backward_operator = _operator(f"{name}_backward", backward, backward_shapes, differentiate_again, save_all, batched)
+    return _operator(name, forward, shapes, differentiate, save, batched)
+
+
+def _operator(
+    name: str,
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    shapes: Callable[..., Tensor | tuple[Tensor, ...]],
+    differentiate: Callable[..., Any],
+    save: Callable[..., None],
+    batched: bool,
+) -> Operator:
+    qualified = f"ika_lightning::{name}"
+    torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(qualified, "default", function)
+    torch.library.register_fake(qualified, shapes)
+    torch.library.register_autograd(qualified, differentiate, setup_context=save)
+    operator: Operator = getattr(torch.ops.ika_lightning, name)
+
+    def join_axes(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        size = info.batch_size
+        joined = []
+        for argument, axis in zip(arguments, in_dims, strict=True):
+            if isinstance(argument, Tensor):
+                front = argument.expand(size, *argument.shape) if axis is None else argument.movedim(axis, 0)
+                argument = front.flatten(0, 1)
+            joined.append(argument)
+        results = tuple(x.unflatten(0, (size, -1)) for x in _as_tuple(operator(*joined)))
+        return results, (0,) * len(results)
+
+    def call_each(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        each = [
+            operator(*(x if axis is None else x.select(axis, k) for x, axis in zip(arguments, in_dims, strict=True)))
+            for k in range(info.batch_size)
+        ]
+        if isinstance(each[0], Tensor):
+            return torch.stack(each), 0
+        results = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return results, (0,) * len(results)
+
+    torch.library.register_vmap(qualified, join_axes if batched else call_each)
+    return operator
+
+
+def _as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
