@@ -9,8 +9,19 @@ from torch import Tensor, nn
 from ika_lightning.attention import MultiheadAttention
 
 #: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads,
-#: batch_first=True).
-AttentionFactory = Callable[..., MultiheadAttention]
+#: batch_first=True). The command line reads of a type how many arguments are not its own: those without a name.
+AttentionFactory = Callable[[int, int], MultiheadAttention]
+
+
+def build_attention(attention: AttentionFactory, width: int, num_heads: int) -> MultiheadAttention:
+    """Build an attention layer whose sequences come as (batch, length, width).
+
+    Example:
+        >>> from ika_lightning.attention import RBF
+        >>> build_attention(RBF, 8, 2).batch_first
+        True
+    """
+    return attention(width, num_heads, batch_first=True)  # type: ignore[call-arg]
 
 
 class EncoderLayer(nn.Module):
@@ -39,7 +50,7 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = attention(width, num_heads, batch_first=True)
+        self.attention = build_attention(attention, width, num_heads)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ika_lightning.attention.encoded import Cache, EncodedKeys
-from ika_lightning.models.encoder import AttentionFactory, Encoder, feed_forward
+from ika_lightning.models.encoder import AttentionFactory, Encoder, build_attention, feed_forward
 from ika_lightning.models.positions import sinusoids
 
 
@@ -81,9 +81,9 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attention_norm = nn.LayerNorm(width)
-        self.self_attention = self_attention(width, num_heads, batch_first=True)
+        self.self_attention = build_attention(self_attention, width, num_heads)
         self.cross_attention_norm = nn.LayerNorm(width)
-        self.cross_attention = cross_attention(width, num_heads, batch_first=True)
+        self.cross_attention = build_attention(cross_attention, width, num_heads)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)
