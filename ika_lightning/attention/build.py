@@ -70,7 +70,9 @@ def build_core(
     check_init(init, smoothing)
     if not isinstance(spectrum, Spectrum):
         if spectrum not in get_args(SpectrumName):
-            raise ValueError(f"spectrum must be one of {', '.join(map(repr, get_args(SpectrumName)))}, got {spectrum!r}")
+            raise ValueError(
+                f"spectrum must be one of {', '.join(map(repr, get_args(SpectrumName)))}, got {spectrum!r}"
+            )
         if spectrum == "direct":
             spectrum = DirectSpectrum(
                 num_heads, head_dim, num_samples, stationary=stationary, init=init, smoothing=smoothing

@@ -264,11 +264,14 @@ class Core(nn.Module):
     def key_log_magnitude(self, key: Tensor) -> Tensor:
         r"""Return what is added to the exponent of each key, :math:`\text{mag}(k) - s |k|^2 / 2 \sqrt d`; (..., h, m)."""
         if not isinstance(self.kernel, RBFKernel):
-            return self.magnitude(key)  # type: ignore[no-any-return]
+            magnitude: Tensor = self.magnitude(key)
+            return magnitude
         squared = key.square().sum(-1) / (2.0 * math.sqrt(key.size(-1)))
         precision = self.kernel.precision.squeeze(-1)
         # with p = 2, both are multiples of the same square, whose difference is exactly zero where s = 1
-        return squared * (1.0 - precision) if self.magnitude.fixed_p == 2.0 else self.magnitude(key) - squared * precision
+        return (
+            squared * (1.0 - precision) if self.magnitude.fixed_p == 2.0 else self.magnitude(key) - squared * precision
+        )
 
     def features_of_keys(self, feature_map: FeatureMap, key: Tensor) -> Tensor:
         r"""Return :math:`\psi(k)`, with a one for the atom if there is one; (..., h, m, R)."""
@@ -335,14 +338,15 @@ class Core(nn.Module):
         self, query: Tensor, new: EncodedKeys, cache: Cache | None, dropout_p: float
     ) -> tuple[Tensor, Cache]:
         if new.features is None or new.key is not None:
-            # says why
-            self.attend(query, new)
-        assert new.features is not None and new.log_magnitude is not None
-        new = replace(new, value=at_least_float32(new.value))
+            # says why it can't
+            return self.attend(query, new)[0], new
+        keys, magnitudes, values = new.features, new.log_magnitude, at_least_float32(new.value)
+        assert magnitudes is not None
+        new = replace(new, value=values)
         if cache is None:
             # all at once, and with gradients within the call
             out, _ = self.attend(query, new, Mask(causal=True), dropout_p=dropout_p)
-            return out, SummedKeys(LinearState.empty(new.features, new.value), new.feature_map).append(new)
+            return out, SummedKeys(LinearState.empty(keys, values), new.feature_map).append(new)
         if dropout_p > 0.0 or not isinstance(cache, SummedKeys):
             raise ValueError(
                 "a layer with backend='linear' goes on with a cache of its own, and without dropout; "
@@ -355,14 +359,8 @@ class Core(nn.Module):
         # causal within the call, too
         for t in range(new.length):
             row = slice(t, t + 1)
-            assert new.features is not None and new.log_magnitude is not None
             cache = cache.append(
-                replace(
-                    new,
-                    value=new.value[..., row, :],
-                    features=new.features[..., row, :],
-                    log_magnitude=new.log_magnitude[..., row],
-                )
+                replace(new, value=values[..., row, :], features=keys[..., row, :], log_magnitude=magnitudes[..., row])
             )
             outs.append(cache.state.read(features[..., row, :], FLOOR))
         return torch.cat(outs, -2).to(query.dtype), cache

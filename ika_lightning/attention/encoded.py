@@ -102,7 +102,14 @@ class EncodedKeys:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _with(self, rows: dict[str, Tensor], room: _Room | None) -> EncodedKeys:
-        return replace(self, **rows, _room=room)
+        return replace(
+            self,
+            value=rows["value"],
+            key=rows.get("key"),
+            features=rows.get("features"),
+            log_magnitude=rows.get("log_magnitude"),
+            _room=room,
+        )
 
 
 @dataclass

@@ -108,7 +108,8 @@ class ImplicitSpectrum(Spectrum):
     def _draw(self) -> None:
         nn.init.zeros_(self.mean)
         nn.init.zeros_(self.raw_std)
-        self.points.copy_(normal_points(*self.points.shape, device=self.points.device))
+        num_heads, num_samples, head_dim = self.points.shape
+        self.points.copy_(normal_points(num_heads, num_samples, head_dim, self.points.device))
         # the first half and the second: each is a stretch of the points, and has a mean close to zero
         half = (self.side.size(0) + 1) // 2
         self.side[:half], self.side[half:] = 1.0, -1.0

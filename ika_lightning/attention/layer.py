@@ -99,7 +99,9 @@ class MultiheadAttention(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         for name, asked in (("add_bias_kv", add_bias_kv), ("add_zero_attn", add_zero_attn)):
             if asked:
-                raise ValueError(f"{name} must be False: layers of this package have no extra key; append it to the keys")
+                raise ValueError(
+                    f"{name} must be False: layers of this package have no extra key; append it to the keys"
+                )
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads

@@ -53,6 +53,7 @@ class DotProduct(MultiheadAttention):
         **kwargs: The same by name: ``dropout``, ``bias``, ``kdim``, ``vdim``, ``batch_first``, ``device``, ``dtype``.
 
     Example:
+        >>> import torch
         >>> layer, x = DotProduct(embed_dim=8, num_heads=2, batch_first=True), torch.randn(3, 5, 8)
         >>> out, weights = layer(x, x, x)
         >>> out.shape, weights.shape
@@ -81,6 +82,7 @@ class RBF(MultiheadAttention):
         **kwargs: As in :class:`DotProduct`.
 
     Example:
+        >>> import torch
         >>> layer, x = RBF(embed_dim=8, num_heads=2, p=1.5), torch.randn(3, 5, 8)
         >>> layer(x, x, x, need_weights=False)[0].shape
         torch.Size([3, 5, 8])
@@ -107,6 +109,7 @@ class ExplicitKernel(MultiheadAttention):
         **kwargs: As in :class:`DotProduct`.
 
     Example:
+        >>> import torch
         >>> layer, x = ExplicitKernel(embed_dim=8, num_heads=2, kernel=MaternKernel), torch.randn(3, 5, 8)
         >>> layer(x, x, x, need_weights=False)[0].shape
         torch.Size([3, 5, 8])
@@ -156,6 +159,7 @@ class IKANDirect(MultiheadAttention):
         **kwargs: As in :class:`DotProduct`.
 
     Example:
+        >>> import torch
         >>> layer, x = IKANDirect(embed_dim=8, num_heads=2, num_samples=5), torch.randn(3, 7, 8)
         >>> layer(x, x, x, need_weights=False)[0].shape
         torch.Size([3, 7, 8])
@@ -211,6 +215,7 @@ class IKAN(MultiheadAttention):
         **kwargs: As in :class:`DotProduct`.
 
     Example:
+        >>> import torch
         >>> layer, x = IKAN(embed_dim=8, num_heads=2, p=1.8), torch.randn(3, 5, 8)
         >>> loss = layer(x, x, x)[0].square().mean() + 0.1 * layer.kl
     """
@@ -256,6 +261,7 @@ class MIKAN(IKAN):
     See :class:`~ika_lightning.attention.copula.GaussianCopula` for the coupling. Arguments are those of :class:`IKAN`.
 
     Example:
+        >>> import torch
         >>> layer, x = MIKAN(embed_dim=8, num_heads=2, stationary=True), torch.randn(3, 5, 8)
         >>> loss = layer(x, x, x)[0].square().mean() + 0.1 * layer.kl
     """

@@ -105,7 +105,8 @@ class DirectSpectrum(Spectrum):
                 nn.init.uniform_(frequencies, -bound, bound)
             return
         first = self.frequencies[0]
-        base = self.scale * normal_points(*first.shape, device=first.device)
+        num_heads, num_samples, head_dim = first.shape
+        base = self.scale * normal_points(num_heads, num_samples, head_dim, first.device)
         spread = (len(self.frequencies) - 1) * SYMMETRY_BREAKING * self.scale
         with torch.no_grad():
             for frequencies in self.frequencies:

@@ -161,5 +161,3 @@ def normal_points(num_heads: int, num_samples: int, head_dim: int, device: torch
         points.append(side * point)
         total = total + points[-1].sum(1, keepdim=True)
     return torch.cat(points, 1).to(torch.get_default_dtype())
-
-

@@ -19,7 +19,8 @@ class DecoderState:
     """All that later words need to know of the sources and of the words before.
 
     One source may have several hypotheses, which stand next to one another. They share the encoded keys of
-    the source: in cross-attention, the hypotheses of a source are so many queries to the same keys, so nothing is copied.
+    the source: in cross-attention, the hypotheses of a source are so many queries to the same keys, and nothing is
+    copied.
 
     Args:
         sources: The keys of the sources, encoded by each layer.
@@ -224,7 +225,9 @@ class EncoderDecoder(nn.Module):
         """
         padding = source == self.padding
         encoded = self.encoder(self._embed(self.source_embedding, source), padding)
-        return DecoderState(tuple(layer.cross_attention.encode_keys(encoded, encoded, padding) for layer in self.layers))
+        return DecoderState(
+            tuple(layer.cross_attention.encode_keys(encoded, encoded, padding) for layer in self.layers)
+        )
 
     def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Return the scores after the next tokens of each hypothesis, and the state for those that follow.

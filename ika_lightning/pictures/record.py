@@ -126,8 +126,13 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self.recordings = {}
+
+        # a function, which copies of the core share with it, and no method, which they would copy with all of this
+        def keep(part: nn.Module, _: Any, drawn: Any) -> None:
+            self._drawn[part] = drawn
+
         for name, (layer, core) in self._layers.items():
-            self._handles += [part.register_forward_hook(self._keep) for part in _spectral_parts(core)]
+            self._handles += [part.register_forward_hook(keep) for part in _spectral_parts(core)]
             if layer is core:
                 handle = core.register_forward_hook(self._record_sequences(name), with_kwargs=True)
             else:
@@ -139,9 +144,6 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles, self._drawn = [], {}
-
-    def _keep(self, part: nn.Module, _: Any, drawn: Any) -> None:
-        self._drawn[part] = drawn
 
     def _record_sequences(self, name: str) -> Callable[..., None]:
         kept, asked = slice(self.max_sequences), slice(self.max_queries)

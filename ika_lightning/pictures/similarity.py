@@ -7,7 +7,6 @@ A kernel of d dimensions is shown along the direction in which its frequencies a
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
 r"""The spectral density that a layer has learned, and how its heads depend on one another.
 
-The similarity is the square of a kernel, :math:`e^{-s |q - k|^2 / 4 \sqrt d}\, (1 - a + a \rho)`, whose density is drawn: a
-share a of it are the frequencies of :math:`\rho`, which are known by samples alone, and the rest is at zero; the exact
+The similarity is the square of a kernel, :math:`e^{-s |q - k|^2 / 4 \sqrt d}\, (1 - a + a \rho)`, whose density is drawn:
+a share a of it are the frequencies of :math:`\rho`, which are known by samples alone, and the rest is at zero; the exact
 part spreads both by a Gaussian, :math:`N(0, s / 2 \sqrt d)` in each coordinate. (Without an exact part nothing is
 spread, and a = 1.) All d coordinates of the M frequencies of a head are taken together, as the Gaussian inside
 dot-product attention, :math:`N(0, 1 / 2 \sqrt d)`, is the same in all of them.
@@ -133,7 +133,9 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
     reach = max(4.0 * start_std, float(last.samples.abs().quantile(0.995)) * 1.25 + 2.0 * float(last.spread.max()))
     grid = torch.linspace(-reach, reach, _POINTS)
     start = (-0.5 * (grid / start_std).square()).exp() / (start_std * math.sqrt(2 * math.pi))
-    thinned = [moment._replace(samples=moment.samples[:, :: -(-moment.samples.size(1) // _MAX_SAMPLES)]) for moment in drawn]
+    thinned = [
+        moment._replace(samples=moment.samples[:, :: -(-moment.samples.size(1) // _MAX_SAMPLES)]) for moment in drawn
+    ]
     curves = [density(moment, grid) for moment in thinned]
     # a head whose frequencies have shrunk to nothing has a peak that would flatten all others
     curves = [curve.clamp_max(2.0 * float(start.max())) for curve in curves]

@@ -35,7 +35,6 @@ from ika_lightning.attention.backends.linear_state import BLOCK, SLAB, LinearSta
 from ika_lightning.attention.backends.operators import differentiable_operator
 from ika_lightning.attention.backends.prices import prices
 from ika_lightning.attention.backends.tiles import (
-    TILE,
     blocks,
     diagonal_gradients,
     diagonal_sums,

@@ -66,25 +66,22 @@ def differentiable_operator(
         floating = differentiable(tuple(inputs))
 
         def first(*arguments: Tensor) -> tuple[Tensor, ...]:
-            *given, upstream = arguments
-            given_iterator = iter(given)
-
             def of_floating(*values: Tensor) -> Tensor:
                 value = iter(values)
                 merged = (next(value) if x.is_floating_point() else x for x in inputs)
                 return plain(*merged, *ctx.plain_arguments)
 
-            _, pull = torch.func.vjp(of_floating, *given_iterator)
-            pulled: tuple[Tensor, ...] = pull(upstream)
+            _, pull, *_ = torch.func.vjp(of_floating, *arguments[:-1])
+            pulled: tuple[Tensor, ...] = pull(arguments[-1])
             return pulled
 
-        _, pull = torch.func.vjp(first, *floating, grad)
-        *of_inputs, of_grad = pull(grads)
-        of_input = iter(of_inputs)
+        _, pull, *_ = torch.func.vjp(first, *floating, grad)
+        pulled = pull(grads)
+        of_input = iter(pulled[:-1])
         result: list[Tensor | None] = [next(of_input) if x.is_floating_point() else None for x in inputs]
         # what forward returned is a function of the tensors, whose gradient is in theirs
         result += [None] * (ctx.count - tensors - 1)
-        return *result, of_grad, *(None for _ in ctx.plain_arguments)
+        return *result, pulled[-1], *(None for _ in ctx.plain_arguments)
 
     backward_operator = _operator(f"{name}_backward", backward, backward_shapes, differentiate_again, save_all, batched)
     return _operator(name, forward, shapes, differentiate, save, batched)

@@ -237,35 +237,36 @@ class KernelGATConv(KernelConv):
         with torch.autocast(keys.device.type, enabled=False):
             queries, keys = at_least_float32(queries), at_least_float32(keys)
             edges = None if edges is None else at_least_float32(edges)
-            vectors = [None if part is None else at_least_float32(part[0]) for part in parts]
+            vectors = [at_least_float32(part[0]) for part in parts if part is not None]
             mean_key = None
             if core.spectrum is not None and core.spectrum.conditional:
                 means = means_of_joined(queries, keys, edges, i, j, graphs, same)
                 mean_key = torch.cat([x for x in means if x is not None], -1)
             feature_map, keys = core.sample(mean_key, keys)
-            vector = torch.cat([x for x in vectors if x is not None], -1)
+            vector = torch.cat(vectors, -1)
             similarity = similarity_of_vector(feature_map, vector, (queries, keys), edges, (i, j), graphs)
             exponent = self._exponent(vectors, queries, keys, edges, i, j)
             weights = self._weights(similarity, exponent, i, queries.size(0))
         return weights.to(dtype)
 
     def _exponent(
-        self, vectors: list[OptTensor], queries: Tensor, keys: Tensor, edges: OptTensor, i: Tensor, j: Tensor
+        self, vectors: list[Tensor], queries: Tensor, keys: Tensor, edges: OptTensor, i: Tensor, j: Tensor
     ) -> Tensor:
         """Return the logarithm of the exact part times the magnitude (E, h), up to what all neighbours share."""
         core = self.core
 
-        def over_edges(of_query: Tensor, of_key: Tensor, of_edge: OptTensor) -> list[Tensor]:
+        def over_edges(function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+            """Apply a function to each part and what of a meets it, and take the results to the edges."""
+            of_query, of_key = function(queries, vectors[0]), function(keys, vectors[1])
             terms = [of_query.index_select(0, i), of_key.index_select(0, j)]
-            return terms if of_edge is None else [*terms, of_edge]
+            return terms if edges is None else [*terms, function(edges, vectors[2])]
 
         # the norm of c is the norm of the norms of its parts
-        norms = over_edges(*(None if x is None else core.magnitude.norm(x) for x in (queries, keys, edges)))
-        exponent = core.magnitude.of_norm(norm(torch.stack(norms, -1), core.magnitude.p), core.head_dim)
+        norms = torch.stack(over_edges(lambda x, _: core.magnitude.norm(x)), -1)
+        exponent = core.magnitude.of_norm(norm(norms, core.magnitude.p), core.head_dim)
         if isinstance(core.kernel, RBFKernel):
-            products = zip((queries, keys, edges), vectors, strict=True)
-            score = sum(over_edges(*(None if x is None or a is None else (x * a).sum(-1) for x, a in products)))
-            squares = sum(over_edges(*(None if x is None else x.square().sum(-1) for x in (queries, keys, edges))))
+            score = torch.stack(over_edges(lambda x, a: (x * a).sum(-1))).sum(0)
+            squares = torch.stack(over_edges(lambda x, _: x.square().sum(-1))).sum(0)
             precision = core.kernel.precision.flatten() / math.sqrt(core.head_dim)
             exponent = exponent + F.leaky_relu(score * precision, self.negative_slope) - squares * precision / 2
         return exponent
