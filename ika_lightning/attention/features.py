@@ -200,7 +200,7 @@ class _OnCircle(torch.autograd.Function):
 
     @staticmethod
     def forward(phase: Tensor, radius: float) -> Tensor:
-        return torch.cat([phase.cos(), phase.sin()], -1) * radius
+        return torch.cat([phase.cos(), phase.sin()], -1).mul_(radius)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,29 +45,40 @@ class Dense:
         if call.query_features is not None and call.key_features is not None:
             similarity = call.query_features @ without_unattended(call.key_features, allowed).mT
             weights = (similarity.square() + call.floor) * weights
-        total = nonzero(weights.sum(-1, keepdim=True))
-        if call.dropout_p > 0.0 or call.need_weights:
-            weights = F.dropout(weights / total, call.dropout_p)
-            return weights @ value, weights
-        # dividing e numbers of a query is less than dividing its m weights
-        return (weights @ value) / total, None
+        weights = F.dropout(weights / nonzero(weights.sum(-1, keepdim=True)), call.dropout_p)
+        return weights @ value, weights
 
 
 def _exponentials(call: Call, allowed: Tensor | None) -> Tensor:
-    """Return what the square is multiplied by, (..., 1 or n, m): zero where forbidden, and otherwise at most 1.
+    """Return what the square is multiplied by, (..., 1 or n, m): zero where forbidden, and otherwise at most 1."""
+    if call.query is None or call.key is None:
+        return _magnitudes(call, allowed)
+    mask, bias = call.mask, call.bias
+    exponent = call.query @ without_unattended(call.key, allowed).mT
+    # the lowest number instead of -inf, which a row of nothing else would turn into NaN
+    lowest = torch.finfo(exponent.dtype).min
+    if mask.keys is not None:
+        bias = exponent.new_zeros(()) if bias is None else bias
+        bias = torch.where(mask.keys, bias, lowest)
+    exponent = exponent if bias is None else exponent + bias
+    if mask.pairs is None and not mask.causal:
+        # whoever may attend to nothing attends to values that are all zero
+        weights = exponent.softmax(-1)
+        return weights.masked_fill(~mask.keys, 0.0) if mask.keys is not None and call.need_weights else weights
+    assert allowed is not None
+    weights = exponent.masked_fill(~allowed, lowest).softmax(-1)
+    nobody_is_alone = mask.pairs is None and mask.keys is None
+    return weights if nobody_is_alone else weights.masked_fill(~allowed, 0.0)
 
-    Where there is no exponent and all queries share a mask, exponentials are taken of m numbers instead of n x m. Where
-    they do not share one, each row has its own largest exponent: one shift for all rows would give 0 / 0 in a row whose
-    keys are all far smaller. A common factor cancels in the quotient, so shifts need no gradient.
+
+def _magnitudes(call: Call, allowed: Tensor | None) -> Tensor:
+    """Return exponentials without a product in them.
+
+    Where all queries share a mask, they are taken of m numbers instead of n x m. Where they do not, each row has its own
+    largest: one shift for all rows would give 0 / 0 in a row whose keys are all far smaller. A common factor cancels in
+    the quotient, so shifts need no gradient.
     """
     bias = call.value.new_zeros(1, call.m) if call.bias is None else call.bias
-    if call.query is not None and call.key is not None:
-        exponent = call.query @ without_unattended(call.key, allowed).mT + bias
-        if allowed is None:
-            return exponent.softmax(-1)
-        # a row of nothing but -inf has no softmax, so it gets all keys here and zeros below
-        reachable = allowed | ~allowed.any(-1, keepdim=True)
-        return exponent.masked_fill(~reachable, -math.inf).softmax(-1).masked_fill(~allowed, 0.0)
     if allowed is not None:
         bias = bias.masked_fill(~allowed, -math.inf)
     if bias.size(-1) == 0:
