@@ -4,8 +4,8 @@ Read :mod:`~ika_lightning.attention.operation` for the operation that all of it 
 :mod:`~ika_lightning.attention.backends` for the ways to compute it; :mod:`~ika_lightning.attention.features`,
 :mod:`~ika_lightning.attention.spectrum`, :mod:`~ika_lightning.attention.kernels` and
 :mod:`~ika_lightning.attention.magnitude` for the parts; :mod:`~ika_lightning.attention.core` for how they meet, and
-:mod:`~ika_lightning.attention.multihead` for the layers. :mod:`~ika_lightning.attention.graph` attends over the edges of
-a graph. :func:`replace_attention` puts the layers into a model made of PyTorch's, and
+:mod:`~ika_lightning.attention.multihead` for the layers. :mod:`~ika_lightning.attention.graph` attends over the edges
+of a graph. :func:`replace_attention` puts the layers into a model made of PyTorch's, and
 :mod:`~ika_lightning.attention.huggingface` their cores into one of Hugging Face's.
 """
 

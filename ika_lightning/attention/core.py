@@ -18,9 +18,13 @@ both                an ``RBFKernel``             beside it           from one to
 ==================  ===========================  ==================  ==========================================
 
 Read as a spectral density, the exact part convolves the sampled density with a Gaussian of known width, of which the
-expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 <https://arxiv.org/abs/1302.4245>`_, with
-centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
+expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 <https://arxiv.org/abs/1302.4245>`_,
+with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
 Gaussian leaves, and its error is no larger than a.
+
+For a in [0, 1] the kernel is positive semi-definite, as a product of such. Training is free to leave that range: a
+constraint would stop at its end, where every layer that starts as dot-product attention is. Weights are a square plus
+the floor, and stay positive whatever a is; with a negative one, a head prefers what is *not* similar in its features.
 """
 
 from __future__ import annotations
@@ -262,7 +266,7 @@ class Core(nn.Module):
         return query * (self.kernel.precision.to(query.dtype) * scale if isinstance(self.kernel, RBFKernel) else scale)
 
     def key_log_magnitude(self, key: Tensor) -> Tensor:
-        r"""Return what is added to the exponent of each key, :math:`\text{mag}(k) - s |k|^2 / 2 \sqrt d`; (..., h, m)."""
+        r"""Return what is added to the exponent of keys, :math:`\text{mag}(k) - s |k|^2 / 2 \sqrt d`; (..., h, m)."""
         if not isinstance(self.kernel, RBFKernel):
             magnitude: Tensor = self.magnitude(key)
             return magnitude
@@ -287,12 +291,15 @@ class Core(nn.Module):
         return torch.cat([share * features, (1.0 - share).expand_as(features[..., :1])], -1)
 
     def log_similarity(self, x: Tensor, y: Tensor, feature_map: FeatureMap | None) -> Tensor:
-        """Return the logarithm of the whole similarity between points, (..., h, n, d) and (..., h, m, d) -> (..., h, n, m).
+        """Return the logarithm of the whole similarity between points.
 
         Args:
             x: Points in the place of queries.
             y: Points in the place of keys.
             feature_map: What the spectrum returned, if there is one.
+
+        Shapes:
+            x (..., h, n, d); y (..., h, m, d); the result (..., h, n, m).
         """
         if self.kernel is None and self.spectrum is None:
             return -squared_distance(x, y) / (2.0 * math.sqrt(x.size(-1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class EncodedKeys:
     key: Tensor | None = None
     features: Tensor | None = None
     log_magnitude: Tensor | None = None
-    mask: Mask = Mask()
+    mask: Mask = field(default_factory=Mask)
     feature_map: FeatureMap | None = None
     _room: _Room | None = None
 

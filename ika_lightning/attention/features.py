@@ -39,7 +39,8 @@ class Fourier(FeatureMap):
 
     .. math:: \phi(q) \cdot \phi(k) = \sum_r a_r(q) \cos(\alpha_r(q) - \omega_r \cdot k)
 
-    The frequencies of the key stand alone in this form, so the phases of a key that is made of parts are sums of theirs.
+    The frequencies of the key stand alone in this form, so the phases of a key that is made of parts are sums of
+    theirs.
 
     Args:
         frequencies: One set of frequencies or two, in radians per unit of x.

@@ -24,9 +24,9 @@ class Magnitude(nn.Module):
 
     .. math:: \text{mag}(x) = c_h \frac{|x|_{p_h}^2}{2 \sqrt d}, \qquad p_h = 1 + e^{r_h}
 
-    With ``p="learned"`` each head has an exponent p in (1, inf), which starts at 2, and a scale c > 0, which starts at 1:
-    r and the logarithm of c are parameters that start at 0. (The paper learns p; the authors' code fixes it.) With a
-    number, p is that number and c is 1.
+    With ``p="learned"`` each head has an exponent p in (1, inf), which starts at 2, and a scale c > 0, which starts at
+    1: r and the logarithm of c are parameters that start at 0. (The paper learns p; the authors' code fixes it.) With
+    a number, p is that number and c is 1.
 
     Args:
         num_heads: Number of heads, h.

@@ -141,8 +141,8 @@ class IKANDirect(MultiheadAttention):
                  e^{|k_j|_p^2 / 2 \sqrt d}
 
     with a kernel :math:`\rho` estimated from spectral samples, and s and a learned for each head. ``init`` says where
-    they start, and whether there is an exponent at all: :func:`~ika_lightning.attention.build.build_core`. The paper has
-    none; departing from it by default keeps what wide heads can not estimate exact.
+    they start, and whether there is an exponent at all: :func:`~ika_lightning.attention.build.build_core`. The paper
+    has none; departing from it by default keeps exact what wide heads cannot estimate.
 
     Args:
         embed_dim: Width of queries and of the output.

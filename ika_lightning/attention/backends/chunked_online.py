@@ -7,8 +7,8 @@ summed is scaled down when a larger one comes (`online softmax <https://arxiv.or
 between the floor and about 1, and needs neither a maximum nor a logarithm. The backward knows each row's maximum and
 makes a tile again: four products for the sums and the features, four for their gradients.
 
-**Operations,** in multiply-adds: n m (d + R + e) forward and n m (3d + 3R + 2e) backward, half of it in a causal call, in
-which tiles above the diagonal are never made.
+**Operations,** in multiply-adds: n m (d + R + e) forward and n m (3d + 3R + 2e) backward, half of it in a causal call,
+in which tiles above the diagonal are never made.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def backward(
     floor: float,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the four tensors."""
     n, m, size = query.size(1), key.size(1), tile_size(query)
     grad_query, grad_key = torch.zeros_like(query), torch.zeros_like(key)
     grad_value, grad_log_magnitude = torch.empty_like(value), torch.empty_like(log_magnitude)
