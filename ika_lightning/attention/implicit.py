@@ -41,8 +41,8 @@ class ImplicitSpectrum(Spectrum):
     where the last term, the information that the heads share, is there with a copula only.
 
     Departures from the authors' code: in evaluation the noise is a fixed set of
-    :func:`~ika_lightning.attention.start.normal_points`, so a model gives the same answer twice; the mean is taken over keys that may be attended to, never over padding nor over
-    queries (other queries would leak through it).
+    :func:`~ika_lightning.attention.start.normal_points`, so a model gives the same answer twice; the mean is taken over
+    keys that may be attended to, never over padding nor over queries (other queries would leak through it).
 
     Args:
         num_heads: Number of heads, h.

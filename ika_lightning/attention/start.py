@@ -62,13 +62,13 @@ def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init, s
     r"""Standard deviation of the frequencies at the start, in radians per unit of the query.
 
     With ``"rbf"``, :math:`w \sim N(0, I (1 - s) / (2 \sqrt d))`, where s, the ``smoothing``, is the part of the
-    Gaussian that is exact: the whole kernel starts as :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with p = 2 starts
-    as an estimate of scaled dot-product attention.
+    Gaussian that is exact: the whole kernel starts as :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with
+    p = 2 starts as an estimate of scaled dot-product attention.
 
     Without an exact part that kernel is about :math:`e^{-\sqrt d}` for a query and a key of independent coordinates
-    with variance 1, and the estimate of so small a value is off by about :math:`1 / M`: wide heads start by attending to
-    noise. With ``"wide"``, :math:`w \sim N(0, I \ln 2 / d)`, it is about 1/4 in heads of any width. ``"softmax"`` has
-    these frequencies, too, beside a whole Gaussian that is exact.
+    with variance 1, and the estimate of so small a value is off by about :math:`1 / M`: wide heads start by attending
+    to noise. With ``"wide"``, :math:`w \sim N(0, I \ln 2 / d)`, it is about 1/4 in heads of any width. ``"softmax"``
+    has these frequencies, too, beside a whole Gaussian that is exact.
 
     With ``"paper"``, the spread of the authors' uniform law of bound :math:`2 \pi / \sqrt{h M}`.
 

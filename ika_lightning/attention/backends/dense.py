@@ -74,9 +74,9 @@ def _exponentials(call: Call, allowed: Tensor | None) -> Tensor:
 def _magnitudes(call: Call, allowed: Tensor | None) -> Tensor:
     """Return exponentials without a product in them.
 
-    Where all queries share a mask, they are taken of m numbers instead of n x m. Where they do not, each row has its own
-    largest: one shift for all rows would give 0 / 0 in a row whose keys are all far smaller. A common factor cancels in
-    the quotient, so shifts need no gradient.
+    Where all queries share a mask, they are taken of m numbers instead of n x m. Where they do not, each row has its
+    own largest: one shift for all rows would give 0 / 0 in a row whose keys are all far smaller. A common factor
+    cancels in the quotient, so shifts need no gradient.
     """
     bias = call.value.new_zeros(1, call.m) if call.bias is None else call.bias
     if allowed is not None:

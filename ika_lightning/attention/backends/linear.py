@@ -56,8 +56,8 @@ class Linear:
         """Refuse an exponent, which has no finite number of features, and what needs single weights."""
         if call.has_exponent:
             return (
-                "has no place for an exponent, which the exact part of a kernel has (init='softmax', or smoothing above "
-                "0); init='rbf', 'wide' and 'paper' have none"
+                "has no place for an exponent, which the exact part of a kernel has (init='softmax', or smoothing "
+                "above 0); init='rbf', 'wide' and 'paper' have none"
             )
         return None if call.sums_over_keys else NEEDS_PAIRS
 
