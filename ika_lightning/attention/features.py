@@ -13,6 +13,7 @@ over graphs take it as it is. One of frequencies, a subclass of :class:`Fourier`
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -138,10 +139,16 @@ class Yaglom(Fourier):
     def __call__(self, x: Tensor) -> Tensor:
         """Map queries or keys to features."""
         self._check_width(x)
-        first, second = self.frequencies
-        points = on_circle(phase(x, (first + second) / 2), first.size(-2) ** -0.5)
-        amplitude = phase(x, (first - second) / 2).cos()
+        centre, deviation = self._centre_and_deviation
+        points = on_circle(phase(x, centre), centre.size(-2) ** -0.5)
+        amplitude = phase(x, deviation).cos()
         return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
+
+    @functools.cached_property
+    def _centre_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Half the sum and half the difference of the pairs, once for queries and keys."""
+        first, second = self.frequencies
+        return (first + second) / 2, (first - second) / 2
 
     def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""

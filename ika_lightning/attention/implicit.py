@@ -137,7 +137,7 @@ class ImplicitSpectrum(Spectrum):
             factor = self.copula(mean_key)  # (..., h, h)
             noise = torch.einsum("...ij,jmd->...imd", factor, noise)
             kl = kl - factor.diagonal(dim1=-2, dim2=-1).log().mean()  # -log det R_c / 2h
-        z = self.side * mean.unsqueeze(-2) + std.unsqueeze(-2) * noise
+        z = torch.addcmul(self.side * mean.unsqueeze(-2), std.unsqueeze(-2), noise)
         return fourier(tuple(generate(z) for generate in self.generators)), kl
 
     def extra_repr(self) -> str:
@@ -175,6 +175,5 @@ class OddGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the frequencies that the noise z stands for."""
-        size = z.abs()
-        correction: Tensor = self.network(size)
-        return z.sign() * (size + correction) * self.scale
+        correction: Tensor = self.network(z.abs())
+        return torch.addcmul(z, z.sign(), correction) * self.scale
