@@ -120,7 +120,7 @@ def means_of_joined(
     """
     apart = i != j if same else torch.ones_like(i, dtype=torch.bool)
     graph, key_graph = graphs
-    count = 0 if graph is None else 1 + max(int(x.max()) if x.numel() else 0 for x in graphs)
+    count = number_of_graphs(graphs)
 
     def mean(x: Tensor, chosen: Tensor, graph: OptTensor) -> Tensor:
         x = x.masked_fill(~chosen[:, None, None], 0.0)
@@ -138,6 +138,16 @@ def means_of_joined(
         mean(keys, joined(keys, j), key_graph),
         None if edges is None else mean(edges, apart, None if graph is None else graph[i]),
     )
+
+
+def number_of_graphs(graphs: OptPairTensor) -> int:
+    """Return how many graphs the nodes of either kind are of, those without edges included; 0 if none is named.
+
+    Example:
+        >>> number_of_graphs((torch.tensor([0, 1]), torch.tensor([0, 2, 2])))
+        3
+    """
+    return 0 if graphs[0] is None else 1 + max(int(x.max()) if x.numel() else 0 for x in graphs if x is not None)
 
 
 def with_values(edge_index: Adj, values: Tensor) -> Adj:

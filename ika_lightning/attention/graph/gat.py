@@ -46,7 +46,8 @@ class KernelGATConv(KernelConv):
     features e, :math:`c_{ij} = [\Theta x_i, \Theta x_j, \Theta_e e_{ij}]` and :math:`s_g = \sqrt{3 d}`.
 
     The LeakyReLU is GAT's. Without it, with ``negative_slope=1``, what the exact part knows of i would be the same for
-    all neighbours, and cancel. Weights of a trained ``GATConv`` load (``strict=False``): parameters have the same names.
+    all neighbours, and cancel. Weights of a trained ``GATConv`` load (``strict=False``): parameters have the same
+    names.
 
     A conditional spectrum is told the mean of :math:`c_{ij}`'s parts over nodes that are joined to another node, of the
     same graph alone if ``batch`` says which they are.
@@ -64,8 +65,8 @@ class KernelGATConv(KernelConv):
             the node (``"add"``, ``"mean"``, ``"min"``, ``"max"``, ``"mul"``). Default: ``"mean"``.
         bias: Add a learned bias. Default: True.
         residual: Add a learned projection of the input. Default: False.
-        negative_slope: Slope of the LeakyReLU that the exact part's product passes, where it is negative; 1 leaves it as
-            it is. Default: 0.2.
+        negative_slope: Slope of the LeakyReLU that the exact part's product passes, where it is negative; 1 leaves it
+            as it is. Default: 0.2.
         p: Exponent of the norm in the magnitude, in [1, inf], or ``"learned"``: one a head. Default: 2.
         num_samples: Number of spectral samples a head, M. Default: 32.
         spectrum: ``"direct"``: frequencies are parameters; ``"implicit"``: their density is learned; ``"copula"``:
@@ -261,15 +262,20 @@ class KernelGATConv(KernelConv):
             terms = [of_query.index_select(0, i), of_key.index_select(0, j)]
             return terms if edges is None else [*terms, function(edges, vectors[2])]
 
-        # the norm of c is the norm of the norms of its parts
-        norms = torch.stack(over_edges(lambda x, _: core.magnitude.norm(x)), -1)
-        exponent = core.magnitude.of_norm(norm(norms, core.magnitude.p), core.head_dim)
-        if isinstance(core.kernel, RBFKernel):
-            score = torch.stack(over_edges(lambda x, a: (x * a).sum(-1))).sum(0)
-            squares = torch.stack(over_edges(lambda x, _: x.square().sum(-1))).sum(0)
-            precision = core.kernel.precision.flatten() / math.sqrt(core.head_dim)
-            exponent = exponent + F.leaky_relu(score * precision, self.negative_slope) - squares * precision / 2
-        return exponent
+        def magnitude() -> Tensor:
+            # the norm of c is the norm of the norms of its parts
+            norms = torch.stack(over_edges(lambda x, _: core.magnitude.norm(x)), -1)
+            return core.magnitude.of_norm(norm(norms, core.magnitude.p), core.head_dim)
+
+        if not isinstance(core.kernel, RBFKernel):
+            return magnitude()
+        root = math.sqrt(core.head_dim)
+        precision = core.kernel.precision.flatten()
+        score = torch.stack(over_edges(lambda x, a: (x * a).sum(-1))).sum(0) * precision / root
+        squares = torch.stack(over_edges(lambda x, _: x.square().sum(-1))).sum(0) / (2.0 * root)
+        # with p = 2, both are multiples of the same square, whose difference is exactly zero where s = 1
+        rest = squares * (1.0 - precision) if core.magnitude.fixed_p == 2.0 else magnitude() - squares * precision
+        return F.leaky_relu(score, self.negative_slope) + rest
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
         """Weigh what a neighbour sends."""

@@ -1,8 +1,8 @@
 r"""The sampled part of similarity, for each edge.
 
 A map of frequencies needs no key of an edge: phases are sums, so those of the two nodes and of the edge's features are
-made once for each and added up (:mod:`~ika_lightning.attention.graph.edges`). Any other feature map is given the keys of
-the edges, one by one.
+made once for each and added up (:mod:`~ika_lightning.attention.graph.edges`). Any other feature map is given the keys
+of the edges, one by one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric.utils import to_dense_batch
 
 from ika_lightning.attention.features import FeatureMap, Fourier
+from ika_lightning.attention.graph.base import number_of_graphs
 from ika_lightning.attention.graph.edges import edge_similarity
 
 
@@ -39,8 +40,7 @@ def similarity_of_vector(
     (x, y), (i, j), (graph, key_graph) = parts, ends, graphs
     if not isinstance(feature_map, Fourier):
         keys = torch.cat([part for part in (x.index_select(0, i), y.index_select(0, j), edges) if part is not None], -1)
-        of_graph = None if graph is None else graph.index_select(0, i)
-        return _products(feature_map, vector.expand_as(keys), keys, of_graph, of_graph)
+        return _products(feature_map, vector.expand_as(keys), keys, i, graphs)
     width = x.size(-1)
     frequencies = feature_map.joined.to(x.dtype)
     of_query, of_key, of_edge = frequencies.tensor_split((width, 2 * width), -1)
@@ -70,8 +70,7 @@ def similarity_of_nodes(
     (i, j), (graph, key_graph) = ends, graphs
     if not isinstance(feature_map, Fourier):
         of_edges = keys.index_select(0, j) if edges is None else keys.index_select(0, j) + edges
-        of_graph = None if graph is None else graph.index_select(0, i)
-        return _products(feature_map, queries.index_select(0, i), of_edges, of_graph, of_graph)
+        return _products(feature_map, queries.index_select(0, i), of_edges, i, graphs)
     frequencies = feature_map.joined.to(queries.dtype)
     amplitude, offset = feature_map.amplitude_and_offset(_phases(queries, frequencies, graph))
     return edge_similarity(
@@ -87,19 +86,20 @@ def similarity_of_nodes(
 
 
 def _products(
-    feature_map: FeatureMap, queries: Tensor, keys: Tensor, graph: Tensor | None, key_graph: Tensor | None
+    feature_map: FeatureMap, queries: Tensor, keys: Tensor, i: Tensor, graphs: tuple[Tensor | None, Tensor | None]
 ) -> Tensor:
     """Return the products of features of queries and keys (E, h, d), row by row; (E, h)."""
+    if graphs[0] is None:
+        return (feature_map(queries.transpose(0, 1)) * feature_map(keys.transpose(0, 1))).sum(-1).mT
+    graph = graphs[0].index_select(0, i)
+    order = graph.argsort(stable=True)
+    count = number_of_graphs(graphs)
 
-    def features(x: Tensor, graph: Tensor | None) -> Tensor:
-        if graph is None:
-            return feature_map(x.transpose(0, 1))
-        order = graph.argsort(stable=True)
-        dense, is_row = to_dense_batch(x[order], graph[order])
-        mapped = feature_map(dense.transpose(1, 2)).transpose(1, 2)[is_row]
-        return mapped[order.argsort()].transpose(0, 1)
+    def features(x: Tensor) -> Tensor:
+        dense, is_row = to_dense_batch(x[order], graph[order], batch_size=count)
+        return feature_map(dense.transpose(1, 2)).transpose(1, 2)[is_row]
 
-    return (features(queries, graph) * features(keys, key_graph)).sum(-1).mT
+    return (features(queries) * features(keys)).sum(-1)[order.argsort()]
 
 
 def _phases(x: Tensor, frequencies: Tensor, graph: Tensor | None) -> Tensor:
