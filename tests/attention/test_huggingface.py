@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, attention_kl
-from ika_lightning.attention.core import SpectralCore
+from ika_lightning.attention.core import Core
 
 transformers = pytest.importorskip("transformers")
 
 from ika_lightning.attention.huggingface import attach_kernel_attention, attend, register_kernel_attention  # noqa: E402
 
-KINDS = [DotProduct, RBF, ExplicitKernel, IKANDirect, IKAN, MIKAN]
-every_kind = pytest.mark.parametrize("kind", KINDS)
+LEARNED = [IKANDirect, IKAN, MIKAN]
+PAPER = {"init": "rbf"}
+KINDS = [(kind, {}) for kind in (DotProduct, RBF, ExplicitKernel, *LEARNED)] + [(kind, PAPER) for kind in LEARNED]
+every_kind = pytest.mark.parametrize(
+    "kind, options", KINDS, ids=lambda x: x.__name__ if isinstance(x, type) else "paper" if x else ""
+)
 VOCABULARY, LENGTH = 31, 9
 
 
@@ -64,8 +68,8 @@ def move(model: nn.Module) -> nn.Module:
     return model
 
 
-def attached(model: nn.Module, kind) -> nn.Module:
-    return move(attach_kernel_attention(model, kind))
+def attached(model: nn.Module, kind, **options) -> nn.Module:
+    return move(attach_kernel_attention(model, kind, **options))
 
 
 def tokens(batch: int = 2) -> Tensor:
@@ -77,8 +81,8 @@ PADDING = torch.arange(LENGTH) < torch.tensor([[9], [5]])
 
 @pytest.mark.parametrize("build", [bert, llama])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", [DotProduct, RBF])
-def test_dot_product_is_the_model_that_it_was(kind, padded, build):
+@pytest.mark.parametrize("kind", [DotProduct, RBF, *LEARNED])
+def test_start_is_the_model_that_it_was(kind, padded, build):
     model = build()
     masks = {"attention_mask": PADDING.long()} if padded else {}
     expected = model(tokens(), **masks)[0]
@@ -90,7 +94,7 @@ def test_dot_product_is_the_model_that_it_was(kind, padded, build):
 def test_core_has_the_sizes_of_its_module():
     for model, heads, width in ((bert(), 3, 8), (llama(), 6, 4)):
         assert attach_kernel_attention(model, IKAN, p=1.8, num_samples=7) is model
-        cores = [x for x in model.modules() if isinstance(x, SpectralCore)]
+        cores = [x for x in model.modules() if isinstance(x, Core)]
         assert len(cores) == 2
         assert all(core.spectrum.points.shape == (heads, 7, width) and core.p == 1.8 for core in cores)
         assert model.config._attn_implementation == "ikan"
@@ -98,8 +102,8 @@ def test_core_has_the_sizes_of_its_module():
 
 @every_kind
 @pytest.mark.parametrize("build", [bert, llama])
-def test_every_parameter_gets_a_gradient(build, kind):
-    model = attached(build(), kind).train()
+def test_every_parameter_gets_a_gradient(build, kind, options):
+    model = attached(build(), kind, **options).train()
     out = model(tokens(), attention_mask=PADDING.long())[0]
     kl = attention_kl(model)
     (out.square().mean() + kl).backward()
@@ -111,8 +115,8 @@ def test_every_parameter_gets_a_gradient(build, kind):
 
 
 @every_kind
-def test_padding_changes_nothing(kind):
-    model, ids = attached(bert(), kind), tokens()
+def test_padding_changes_nothing(kind, options):
+    model, ids = attached(bert(), kind, **options), tokens()
     mask = PADDING.long()
     before = model(ids, attention_mask=mask)[0]
     ids[~PADDING] = 5
@@ -121,11 +125,12 @@ def test_padding_changes_nothing(kind):
     assert_close(before[1:, :5], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, PAPER], ids=["", "paper"])
 @pytest.mark.parametrize("kind", [IKAN, MIKAN])
-def test_encoder_knows_its_keys(kind):
+def test_encoder_knows_its_keys(kind, options):
     """Padding alone is the same for all queries, and hides nothing from the mean key."""
-    model, told = attached(bert(), kind), []
-    for core in (x for x in model.modules() if isinstance(x, SpectralCore)):
+    model, told = attached(bert(), kind, **options), []
+    for core in (x for x in model.modules() if isinstance(x, Core)):
         core.spectrum.register_forward_pre_hook(lambda _, args: told.append(args[0]))
     model(tokens())
     model(tokens(), attention_mask=PADDING.long())
@@ -136,8 +141,8 @@ def test_encoder_knows_its_keys(kind):
 @every_kind
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_past_does_not_depend_on_the_future(training, padded, kind):
-    model, ids = attached(llama(), kind).train(training), tokens()
+def test_past_does_not_depend_on_the_future(training, padded, kind, options):
+    model, ids = attached(llama(), kind, **options).train(training), tokens()
     masks = {"attention_mask": PADDING.flip(1).long()} if padded else {}
 
     def logits(ids: Tensor) -> Tensor:
@@ -155,8 +160,8 @@ def test_past_does_not_depend_on_the_future(training, padded, kind):
 
 @every_kind
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_generation_with_a_cache_is_the_full_forward(cache, kind):
-    model, ids = attached(llama(), kind), tokens()
+def test_generation_with_a_cache_is_the_full_forward(cache, kind, options):
+    model, ids = attached(llama(), kind, **options), tokens()
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     found = model.generate(ids, cache_implementation=cache, **options)
     logits = model(found.sequences).logits
@@ -165,8 +170,8 @@ def test_generation_with_a_cache_is_the_full_forward(cache, kind):
 
 
 @every_kind
-def test_generation_with_padding_on_the_left(kind):
-    model, ids, mask = attached(llama(), kind), tokens(), PADDING.flip(1).long()
+def test_generation_with_padding_on_the_left(kind, options):
+    model, ids, mask = attached(llama(), kind, **options), tokens(), PADDING.flip(1).long()
     options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     found = model.generate(ids, attention_mask=mask, **options)
     alone = model.generate(ids[1:, 4:], attention_mask=mask[1:, 4:], **options)
