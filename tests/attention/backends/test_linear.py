@@ -56,6 +56,13 @@ def test_gradcheck(sizes: None, features: int, is_causal: bool) -> None:
     assert torch.autograd.gradcheck(lambda *args: linear_attention(*args, 0.1, is_causal), tensors)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("features", [3, 4])
+def test_second_derivatives(sizes: None, features: int, is_causal: bool) -> None:
+    tensors = [x.requires_grad_() for x in (draw(1, 5, features), draw(1, 4, features), draw(1, 4, 2), draw(1, 4))]
+    assert torch.autograd.gradgradcheck(lambda *args: linear_attention(*args, 0.1, is_causal), tensors)
+
+
 def test_causal_magnitudes_may_grow_and_shrink_without_bound(sizes: None) -> None:
     n = 23
     for slope in (1e4, -1e4):
