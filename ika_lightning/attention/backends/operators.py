@@ -52,9 +52,11 @@ def differentiable_operator(
         ctx.save_for_backward(*inputs[:tensors], *_as_tuple(output))
 
     def differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grads = iter(backward_operator(*ctx.saved_tensors, grad, *ctx.plain_arguments))
-        inputs = ctx.saved_tensors[:tensors]
-        return *(next(grads) if x.is_floating_point() else None for x in inputs), *(None for _ in ctx.plain_arguments)
+        # asked for once: activation checkpointing unpacks them a single time
+        saved = ctx.saved_tensors
+        grads = iter(backward_operator(*saved, grad, *ctx.plain_arguments))
+        of_inputs = (next(grads) if x.is_floating_point() else None for x in saved[:tensors])
+        return *of_inputs, *(None for _ in ctx.plain_arguments)
 
     def save_all(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         count = sum(isinstance(x, Tensor) for x in inputs)

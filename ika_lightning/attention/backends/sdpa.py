@@ -36,13 +36,18 @@ class Sdpa:
         assert query is not None and key is not None
         mask = call.mask
         only_causal = mask.keys is None and mask.key_bias is None and not _has_pairs(call)
+        if only_causal and mask.causal:
+            # nobody sees keys after the last query, and zero weight times NaN would still be NaN
+            key, value = key[..., : call.n, :], value[..., : call.n, :]
+            bias = None if bias is None else bias[..., : call.n]
         allowed = None if only_causal else call.allowed()
         if allowed is not None:
             key, value = without_unattended(key, allowed), without_unattended(value, allowed)
             bias = None if bias is None else bias.masked_fill(~allowed.any(-2), 0.0)
         if bias is not None:
             query = torch.cat([query, torch.ones_like(query[..., :1])], -1)
-            key = torch.cat([key, bias.unsqueeze(-1)], -1)
+            lead = torch.broadcast_shapes(key.shape[:-2], bias.shape[:-1])
+            key = torch.cat([key.expand(*lead, *key.shape[-2:]), bias.expand(*lead, -1).unsqueeze(-1)], -1)
             value = F.pad(value, (0, query.size(-1) - value.size(-1))) if value.size(-1) < query.size(-1) else value
         attend = F.scaled_dot_product_attention
         if only_causal:
