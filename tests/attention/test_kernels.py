@@ -104,6 +104,14 @@ class KernelContract:
     def test_lengthscale_starts_as_that_of_dot_product_attention(self):
         assert_close(self.build().lengthscale, torch.full((HEADS, 1, 1), WIDTH**0.25))
 
+    def test_state_of_the_first_version_loads(self, kernel):
+        """It kept the logarithm of the lengthscale itself."""
+        state = kernel.state_dict()
+        log_lengthscale = torch.linspace(-0.5, 0.9, HEADS).view(HEADS, 1, 1).double()
+        del state["log_relative_lengthscale"]
+        kernel.load_state_dict({**state, "log_lengthscale": log_lengthscale})
+        assert_close(kernel.lengthscale, log_lengthscale.exp())
+
     def test_stationary_kernel_is_one_at_zero_and_largest_there(self, kernel):
         query, key = randn(1, HEADS, 7, WIDTH), randn(2, HEADS, 11, WIDTH)
         if not self.stationary:
@@ -129,6 +137,26 @@ class TestRBFKernel(KernelContract):
         assert_close(
             RBFKernel(HEADS, WIDTH).double()(query, key), -(distance**2) / (2 * WIDTH**0.5), rtol=1e-6, atol=1e-6
         )
+
+    @pytest.mark.parametrize("precision", [0.25, 1.0, 3.0])
+    def test_precision_is_that_of_the_start_also_after_a_reset(self, precision):
+        kernel = RBFKernel(HEADS, WIDTH, precision).double()
+        query, key = randn(1, HEADS, 7, WIDTH), randn(2, HEADS, 11, WIDTH)
+        expected = -precision * torch.cdist(query, key) ** 2 / (2 * WIDTH**0.5)
+        for _ in range(2):
+            assert_close(kernel.precision, torch.full((HEADS, 1, 1), precision).double(), rtol=1e-6, atol=0.0)
+            assert_close(kernel(query, key), expected, rtol=1e-6, atol=1e-6)
+            kernel.log_relative_lengthscale.data += 0.7
+            kernel.reset_parameters()
+
+    def test_precision_of_dot_product_attention_is_exactly_one(self):
+        for dtype in (torch.float32, torch.float64):
+            assert RBFKernel(HEADS, WIDTH).to(dtype).precision.eq(1).all()
+
+    @pytest.mark.parametrize("precision", [0.0, -1.0, math.inf, math.nan])
+    def test_precision_that_is_not_positive_is_refused(self, precision):
+        with pytest.raises(ValueError, match=rf"precision, .*, must be positive, got {precision}"):
+            RBFKernel(HEADS, WIDTH, precision)
 
 
 class TestMaternKernel12(KernelContract):
