@@ -57,10 +57,10 @@ class GaussianCopula(nn.Module):
         if self.encoder is not None:
             lower = lower + self.encoder(lower.new_zeros(self.width) if mean_key is None else mean_key.flatten(-2))
         rows, columns = torch.tril_indices(self.num_heads, self.num_heads, offset=-1, device=lower.device)
-        factor = torch.eye(self.num_heads, dtype=lower.dtype, device=lower.device)
-        factor = factor.expand(*lower.shape[:-1], -1, -1).clone()
-        factor[..., rows, columns] = lower
-        return F.normalize(factor, dim=-1)
+        # no assignment to a new tensor, which vmap forbids
+        below = lower.new_zeros(*lower.shape[:-1], self.num_heads**2)
+        below = below.index_add(-1, rows * self.num_heads + columns, lower).unflatten(-1, (self.num_heads, -1))
+        return F.normalize(torch.eye(self.num_heads, dtype=lower.dtype, device=lower.device) + below, dim=-1)
 
 
 def small_encoder(width_in: int, width_out: int) -> nn.Sequential:

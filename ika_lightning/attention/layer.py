@@ -174,7 +174,8 @@ class MultiheadAttention(nn.Module):
     @property
     def kl(self) -> Tensor:
         """The regulariser of the last forward; zero for a core that has none."""
-        return self.core.kl
+        # a core may have no parameters that would say where it is
+        return self.core.kl.to(self.out_proj.weight.device)
 
     def forward(
         self,

@@ -242,7 +242,10 @@ def _spectral_parts(core: Core) -> list[nn.Module]:
 
 def _describe(name: str, core: Core, drawn: dict[nn.Module, Any], most: int) -> dict[str, Any]:
     """Copy what makes the similarity and the magnitude of a layer, for the first ``most`` sequences."""
-    described: dict[str, Any] = {"name": name, "core": copy.deepcopy(core).float().requires_grad_(False).eval()}
+    copied = copy.deepcopy(core).requires_grad_(False).eval()
+    if not any(x.dtype == torch.float64 for x in copied.parameters()):
+        copied.float()
+    described: dict[str, Any] = {"name": name, "core": copied}
     if parts := _spectral_parts(core):
         feature_map, _ = drawn[parts[0]]
         if isinstance(feature_map, Fourier):

@@ -45,10 +45,11 @@ def frequencies(recording: Recording) -> Frequencies:
     """Return what the density is made of; of a kernel that differs between sequences, that of the first."""
     samples = torch.cat([w.flatten(1) for w in of_first_sequence(recording).frequencies], 1).cpu()
     core, heads = recording.core, recording.num_heads
-    share = torch.ones(heads) if core.share is None else core.share.detach().float().cpu()
-    spread = torch.zeros(heads)
+    share, spread = torch.ones(heads).to(samples), torch.zeros(heads).to(samples)
+    if core.share is not None:
+        share = core.share.detach().to(samples)
     if isinstance(core.kernel, RBFKernel):
-        spread = core.kernel.precision.detach().float().cpu().flatten().sqrt() * start_std(recording)
+        spread = core.kernel.precision.detach().to(samples).flatten().sqrt() * start_std(recording)
     return Frequencies(samples, share, spread)
 
 

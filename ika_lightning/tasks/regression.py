@@ -22,6 +22,10 @@ from ika_lightning.tasks.base import Task, find_layer
 # What only the data knows; it is written to the hyper-parameters, so that a checkpoint is enough to build the model.
 _FROM_DATA = ("num_features", "num_context", "target_mean", "target_std")
 
+# Heads over the rows of a table are narrow, and learn more from the paper's estimator than beside an exact part. A name
+# is what a configuration can show.
+_ATTENTION = {"class_path": "ika_lightning.attention.MIKAN", "init_args": {"init": "rbf"}}
+
 
 class Regression(Task):
     r"""Predict a number for each row of a table; rows attend to the training rows.
@@ -68,7 +72,7 @@ class Regression(Task):
 
     def __init__(
         self,
-        attention: AttentionFactory = MIKAN,
+        attention: AttentionFactory = _ATTENTION,  # type: ignore[assignment]
         width: int = 64,
         depth: int = 2,
         num_heads: int = 8,

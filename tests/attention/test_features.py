@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ika_lightning.attention.features import Bochner, Yaglom
+from ika_lightning.attention.features import Bochner, Yaglom, fourier
 
 HEADS, WIDTH = 3, 5
 
@@ -91,3 +91,48 @@ def test_gaussian_frequencies_estimate_the_kernel_of_dot_product_attention():
     query, key = QUERY[0, 0], KEY[0, 0]
     estimate = (Bochner((frequencies,))(query) @ Bochner((frequencies,))(key).mT) ** 2
     assert_close(estimate, torch.exp(-(torch.cdist(query, key) ** 2) / (2 * math.sqrt(WIDTH))), rtol=0.0, atol=0.03)
+
+
+@FREQUENCIES
+@pytest.mark.parametrize("stationary", [True, False])
+def test_kernel_is_a_sum_of_cosines_in_which_the_key_stands_alone(stationary, lead):
+    """The form that attention over edges adds up: amplitudes and offsets of the query, phases of the key."""
+    frequencies = [randn(seed, *lead, 13, WIDTH) for seed in ((3,) if stationary else (3, 4))]
+    features = fourier(tuple(frequencies))
+    assert type(features) is (Bochner if stationary else Yaglom)
+    phase_of_query, phase_of_key = (x @ features.joined.mT for x in (QUERY, KEY))
+    amplitude, offset = features.amplitude_and_offset(phase_of_query)
+    waves = amplitude.unsqueeze(-2) * torch.cos(offset.unsqueeze(-2) - phase_of_key.unsqueeze(-3))
+    assert_close(waves.sum(-1), features(QUERY) @ features(KEY).mT)
+
+
+@pytest.mark.parametrize("stationary", [True, False])
+def test_map_of_chosen_sequences(stationary):
+    """Where each sequence has frequencies of its own, they go with it; those that all share stay."""
+    index = torch.tensor([1, 1, 0])
+    for lead in ((2, HEADS), (HEADS,)):
+        features = fourier(tuple(randn(seed, *lead, 13, WIDTH) for seed in ((3,) if stationary else (3, 4))))
+        chosen = features.select(index)
+        assert type(chosen) is type(features)
+        assert_close(chosen(QUERY[index]), features(QUERY)[index], rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("stationary", [True, False])
+def test_frequencies_of_another_width_are_refused(stationary):
+    features = fourier((torch.ones(HEADS, 13, WIDTH + 1),) * (1 if stationary else 2))
+    with pytest.raises(ValueError, match=r"as wide as a head, 5, but the spectrum returned some of width 6"):
+        features(QUERY)
+
+
+@pytest.mark.parametrize("stationary", [True, False])
+def test_gradcheck(stationary):
+    """Cosines and sines have a derivative of their own: once, twice, forwards and over a batch."""
+    x = randn(1, 2, 3, 5).requires_grad_()
+    frequencies = [randn(seed, 2, 4, 5).requires_grad_() for seed in ((3,) if stationary else (3, 4))]
+
+    def attend(x, *frequencies):
+        return fourier(frequencies)(x)
+
+    tensors = (x, *frequencies)
+    assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(attend, tensors)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
 
 Operator = Callable[..., Any]
 
@@ -104,6 +105,19 @@ def _operator(
     torch.library.register_autograd(qualified, differentiate, setup_context=save)
     operator: Operator = getattr(torch.ops.ika_lightning, name)
 
+    class Differentiable(torch.autograd.Function):
+        """The same for ``torch.func.grad``, which asks of a derivative what that of a library's operator has not."""
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return call(*arguments)
+
+        setup_context = staticmethod(save)
+        backward = staticmethod(differentiate)
+
+    def call(*arguments: Any) -> Any:
+        return Differentiable.apply(*arguments) if _in_functional_grad() else operator(*arguments)
+
     def join_axes(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
         joined = []
@@ -112,12 +126,12 @@ def _operator(
                 front = argument.expand(size, *argument.shape) if axis is None else argument.movedim(axis, 0)
                 argument = front.flatten(0, 1)
             joined.append(argument)
-        results = tuple(x.unflatten(0, (size, -1)) for x in _as_tuple(operator(*joined)))
+        results = tuple(x.unflatten(0, (size, -1)) for x in _as_tuple(call(*joined)))
         return results, (0,) * len(results)
 
     def call_each(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         each = [
-            operator(*(x if axis is None else x.select(axis, k) for x, axis in zip(arguments, in_dims, strict=True)))
+            call(*(x if axis is None else x.select(axis, k) for x, axis in zip(arguments, in_dims, strict=True)))
             for k in range(info.batch_size)
         ]
         if isinstance(each[0], Tensor):
@@ -126,7 +140,14 @@ def _operator(
         return results, (0,) * len(results)
 
     torch.library.register_vmap(qualified, join_axes if batched else call_each)
-    return operator
+    return call
+
+
+def _in_functional_grad() -> bool:
+    """Whether the innermost transform of ``torch.func`` is a gradient, or what is made of one."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return False
+    return peek_interpreter_stack().key() == TransformType.Grad
 
 
 def _as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
