@@ -322,9 +322,7 @@ def test_learned_kernels_tend_to_dot_product_with_the_number_of_samples(kind, st
         for seed in range(3):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                layer = kind(
-                    WIDTH, HEADS, num_samples=num_samples, stationary=stationary, init="rbf", batch_first=True
-                )
+                layer = kind(WIDTH, HEADS, num_samples=num_samples, stationary=stationary, init="rbf", batch_first=True)
             layer.double().train(training)
             layer.load_state_dict(expected.state_dict(), strict=False)
             found, _ = forward(layer, *inputs(), seed=seed)
@@ -794,9 +792,7 @@ def test_base_takes_a_core():
             return value.mean(-2, keepdim=True).expand_as(query), None
 
     sizes = []
-    layer = MultiheadAttention(
-        WIDTH, HEADS, batch_first=True, core=lambda *args: sizes.append(args) or Mean()
-    ).double()
+    layer = MultiheadAttention(WIDTH, HEADS, batch_first=True, core=lambda *args: sizes.append(args) or Mean()).double()
     out, weights = layer(*inputs())
     assert sizes == [(HEADS, WIDTH // HEADS)]
     assert weights is None
