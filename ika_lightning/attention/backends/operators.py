@@ -139,7 +139,9 @@ def _operator(
         results = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return results, (0,) * len(results)
 
-    torch.library.register_vmap(qualified, join_axes if batched else call_each)
+    rule = join_axes if batched else call_each
+    torch.library.register_vmap(qualified, rule)
+    Differentiable.vmap = staticmethod(rule)  # type: ignore[assignment]
     return call
 
 
