@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch.autograd import forward_ad
 
 Operator = Callable[..., Any]
 
@@ -25,7 +25,8 @@ def differentiable_operator(
     """Make a function and its hand-written derivative one operator.
 
     The compiler takes it as a whole and unrolls no loop; ``torch.func`` maps over it. Its derivative is an operator,
-    too, whose own derivative goes through ``plain``: further derivatives cost what that costs, and never fail.
+    too, whose own derivative goes through ``plain``: further derivatives, and those in forward mode, cost what that
+    costs, and never fail.
 
     (``torch.library.custom_op`` does a part of this, and imports the compiler, some seconds, at the first call.)
 
@@ -87,7 +88,16 @@ def differentiable_operator(
         return *result, pulled[-1], *(None for _ in ctx.plain_arguments)
 
     backward_operator = _operator(f"{name}_backward", backward, backward_shapes, differentiate_again, save_all, batched)
-    return _operator(name, forward, shapes, differentiate, save, batched)
+    operator = _operator(name, forward, shapes, differentiate, save, batched)
+    returns = getattr(torch.ops.ika_lightning, name).default._schema.returns
+
+    def call(*arguments: Any) -> Any:
+        if not _is_forward_mode():
+            return operator(*arguments)
+        out = plain(*arguments)
+        return out if len(returns) == 1 else (out,)
+
+    return call
 
 
 def _operator(
@@ -116,7 +126,7 @@ def _operator(
         backward = staticmethod(differentiate)
 
     def call(*arguments: Any) -> Any:
-        return Differentiable.apply(*arguments) if _in_functional_grad() else operator(*arguments)
+        return Differentiable.apply(*arguments) if _is_transformed() else operator(*arguments)
 
     def join_axes(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
@@ -141,15 +151,18 @@ def _operator(
 
     rule = join_axes if batched else call_each
     torch.library.register_vmap(qualified, rule)
-    Differentiable.vmap = staticmethod(rule)  # type: ignore[assignment]
+    Differentiable.vmap = staticmethod(rule)  # type: ignore[method-assign]
     return call
 
 
-def _in_functional_grad() -> bool:
-    """Whether the innermost transform of ``torch.func`` is a gradient, or what is made of one."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
-        return False
-    return peek_interpreter_stack().key() == TransformType.Grad
+def _is_transformed() -> bool:
+    """Whether transforms of ``torch.func`` are under way, of which any may be a gradient."""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+
+
+def _is_forward_mode() -> bool:
+    """Whether derivatives are taken along directions, which an operator would drop without a word."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _as_tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

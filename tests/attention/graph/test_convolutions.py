@@ -12,8 +12,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
@@ -720,6 +724,116 @@ def test_learns_which_neighbours_matter(layer, kind):
         loss.backward()
         optimizer.step()
     assert (head(conv.eval()(x, edge_index)).argmax(-1) == label).double().mean() > 0.75
+
+
+# ----- what PyTorch does around a layer
+
+
+FUNCTIONAL = ["direct", "copula", "softmax", "softmax, learned p", "softmax, copula"]
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+@every_layer
+def test_transforms_of_torch_func(layer, kind, edge_dim):
+    """Gradients, maps over several sets of features of nodes, gradients of each, and gradients of a map."""
+    conv, edge_index, x = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), randn(1, 3, NODES, IN)
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim),)
+    parameters = {name: p.detach() for name, p in conv.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(conv, parameters, (x, edge_index, *edges)).sin().sum()
+
+    expected = []
+    for one in x:
+        out = conv(one, edge_index, *edges).sin().sum()
+        expected.append(torch.autograd.grad(out, list(conv.parameters()), materialize_grads=True))
+    mapped = torch.func.vmap(lambda one: conv(one, edge_index, *edges))(x)
+    assert_close(mapped, torch.stack([conv(one, edge_index, *edges) for one in x]))
+    assert_close(tuple(torch.func.grad(loss)(parameters, x[0]).values()), expected[0])
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    stacked = [torch.stack(parts) for parts in zip(*expected, strict=True)]
+    assert_close(list(of_each.values()), stacked)
+    of_map = torch.func.grad(lambda p: torch.func.vmap(loss, (None, 0))(p, x).sum())(parameters)
+    assert_close(list(of_map.values()), [part.sum(0) for part in stacked])
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+@every_layer
+def test_derivatives_along_a_direction(layer, kind, edge_dim):
+    conv, edge_index, x, along = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), *randn(1, 2, NODES, IN)
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim),)
+    expected = torch.func.jacrev(lambda x: conv(x, edge_index, *edges))(x).flatten(2) @ along.flatten()
+    _, found = torch.func.jvp(lambda x: conv(x, edge_index, *edges), (x,), (along,))
+    assert_close(found, expected)
+    with forward_ad.dual_level():
+        assert_close(forward_ad.unpack_dual(conv(forward_ad.make_dual(x, along), edge_index, *edges)).tangent, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["copula", "softmax, copula", "softmax, learned p"])
+@every_layer
+def test_activation_checkpoints_keep_the_gradient_of_the_regulariser(layer, kind, edge_dim, use_reentrant):
+    conv, x = build(layer, edge_dim=edge_dim, **KINDS[kind]).train(), randn(1, NODES, IN).requires_grad_()
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim).requires_grad_(),)
+    found = []
+    for run in (conv, lambda *inputs: checkpoint(conv, *inputs, use_reentrant=use_reentrant)):
+        conv.zero_grad()
+        x.grad = None
+        torch.manual_seed(0)
+        out = run(x, graph(), *edges)
+        kl = attention_kl(conv)
+        (out.square().sum() + 3.0 * kl).backward()
+        found.append((kl.detach(), x.grad, [p.grad for p in conv.parameters()]))
+    assert found[0][0] > 0
+    assert_close(*found)
+
+
+@with_and_without_features
+@every_kind
+@every_layer
+def test_it_is_built_without_data_and_materialised(layer, kind, edge_dim):
+    """By the outermost module, or by each in turn, as distributed training does; all parameters have their law."""
+    torch.manual_seed(0)
+    options = {"edge_dim": edge_dim, **KINDS[kind]}
+    with torch.device("meta"):
+        conv = LAYERS[layer](IN, OUT, HEADS, **options)
+    assert all(x.is_meta for x in [*conv.parameters(), *conv.buffers()])
+
+    def drawn(build_again) -> dict[str, Tensor]:
+        several = [build_again() for _ in range(20)]
+        return {name: torch.stack([state[name] for state in several]).flatten() for name in several[0]}
+
+    def materialised(reset) -> dict[str, Tensor]:
+        conv.to_empty(device="cpu")
+        with torch.no_grad():
+            for part in [*conv.parameters(), *conv.buffers()]:
+                part.fill_(math.nan)
+        reset()
+        assert conv(torch.randn(NODES, IN), graph(), *_edges(edge_dim)).isfinite().all()
+        return {name: value.detach().clone() for name, value in [*conv.named_parameters(), *conv.named_buffers()]}
+
+    def built() -> dict[str, Tensor]:
+        plain = LAYERS[layer](IN, OUT, HEADS, **options)
+        return {name: value.detach() for name, value in [*plain.named_parameters(), *plain.named_buffers()]}
+
+    expected = drawn(built)
+    for reset in (conv.reset_parameters, lambda: _reset_each(conv)):
+        for name, found in drawn(partial(materialised, reset)).items():
+            # constants are the same, and what is drawn has the same law
+            assert found.equal(expected[name]) or ks_2samp(found, expected[name]).pvalue > 1e-6, name
+
+
+def _reset_each(module: torch.nn.Module) -> None:
+    for part in module.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+
+
+def _edges(edge_dim: int | None) -> tuple[Tensor, ...]:
+    return () if edge_dim is None else (torch.randn(EDGES, edge_dim),)
 
 
 # ----- mistakes
