@@ -17,7 +17,7 @@ LAYERS = {
     "IKAN": partial(IKAN, num_samples=7, p=1.8),
     "MIKAN": partial(MIKAN, num_samples=7),
     "MIKAN chunked": partial(MIKAN, num_samples=7, backend="chunked"),
-    "IKAN linear": partial(IKAN, num_samples=7, backend="linear"),
+    "IKAN linear": partial(IKAN, num_samples=7, backend="linear", init="rbf"),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 

@@ -97,7 +97,8 @@ def test_the_drawn_kernel_and_density_are_those_of_the_whole_kernel(kind, statio
         grid.numpy()[None, :, None], drawn.samples[:, None].numpy(), width[:, None, None].numpy()
     ).mean(-1)
     share = share.flatten()[:, None].numpy()
-    assert_close(density(drawn, grid), torch.from_numpy(share * of_samples + (1 - share) * of_zero), atol=1e-9, rtol=1e-6)
+    expected = torch.from_numpy(share * of_samples + (1 - share) * of_zero)
+    assert_close(density(drawn, grid), expected, atol=1e-9, rtol=1e-6)
 
 
 def test_the_main_direction_is_that_of_the_largest_frequencies() -> None:
