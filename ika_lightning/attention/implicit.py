@@ -173,6 +173,10 @@ class OddGenerator(nn.Module):
         self.scale = scale
         self.network = nn.Sequential(nn.Linear(head_dim, hidden), nn.SiLU(), last)
 
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in place."""
+        reset_children(self)
+
     def forward(self, z: Tensor) -> Tensor:
         """Return the frequencies that the noise z stands for."""
         correction: Tensor = self.network(z.abs())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -91,30 +92,43 @@ class DirectSpectrum(Spectrum):
     ) -> None:
         super().__init__()
         check_num_samples(num_samples)
-        self.init: Init = init
-        self.scale = initial_scale(num_heads, head_dim, num_samples, init, smoothing)
+        scale = initial_scale(num_heads, head_dim, num_samples, init, smoothing)
         shape, copies = (num_heads, num_samples, head_dim), 1 if stationary else 2
-        self.frequencies = nn.ParameterList(nn.Parameter(torch.empty(shape)) for _ in range(copies))
-        self.reset_parameters()
+        sets = [nn.Parameter(torch.empty(shape)) for _ in range(copies)]
+        self.frequencies = _Frequencies(sets).starting(scale, uniform=init == "paper")
 
     def reset_parameters(self) -> None:
         """Draw the frequencies anew, in place."""
-        if self.init == "paper":
-            bound = math.sqrt(3.0) * self.scale
-            for frequencies in self.frequencies:
-                nn.init.uniform_(frequencies, -bound, bound)
-            return
-        first = self.frequencies[0]
-        num_heads, num_samples, head_dim = first.shape
-        base = self.scale * normal_points(num_heads, num_samples, head_dim, first.device)
-        spread = (len(self.frequencies) - 1) * SYMMETRY_BREAKING * self.scale
-        with torch.no_grad():
-            for frequencies in self.frequencies:
-                frequencies.copy_(base + spread * torch.randn(first.shape, device=first.device))
+        self.frequencies.reset_parameters()
 
     def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
         """Return the feature map and a regulariser of zero; the mean key is not looked at."""
         return fourier(tuple(self.frequencies)), self.frequencies[0].new_zeros(())
+
+
+class _Frequencies(nn.ParameterList):
+    """One set of frequencies or two, which have their law with them: Lightning resets what holds parameters itself."""
+
+    def starting(self, scale: float, *, uniform: bool) -> Self:
+        """Draw frequencies of a standard deviation, now and at every reset."""
+        self.scale, self.uniform = scale, uniform
+        self.reset_parameters()
+        return self
+
+    def reset_parameters(self) -> None:
+        """Draw the frequencies anew, in place."""
+        if self.uniform:
+            bound = math.sqrt(3.0) * self.scale
+            for frequencies in self:
+                nn.init.uniform_(frequencies, -bound, bound)
+            return
+        first = self[0]
+        num_heads, num_samples, head_dim = first.shape
+        base = self.scale * normal_points(num_heads, num_samples, head_dim, first.device)
+        spread = (len(self) - 1) * SYMMETRY_BREAKING * self.scale
+        with torch.no_grad():
+            for frequencies in self:
+                frequencies.copy_(base + spread * torch.randn(first.shape, device=first.device))
 
 
 def check_num_samples(num_samples: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ika_lightning.attention import MultiheadAttention
+from ika_lightning.models.base import Network
 
 #: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads,
 #: batch_first=True). The command line reads of a type how many arguments are not its own: those without a name.
@@ -24,7 +25,7 @@ def build_attention(attention: AttentionFactory, width: int, num_heads: int) -> 
     return attention(width, num_heads, batch_first=True)  # type: ignore[call-arg]
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Network):
     r"""A pre-norm transformer layer: attention, then a feed-forward network, each beside a residual connection.
 
     .. math:: x \leftarrow x + \text{attention}(\text{norm}(x)), \qquad x \leftarrow x + \text{ffn}(\text{norm}(x))
@@ -65,7 +66,7 @@ class EncoderLayer(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Network):
     """A stack of :class:`EncoderLayer`, normed at the end.
 
     Args:

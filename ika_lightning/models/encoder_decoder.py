@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ika_lightning.attention.encoded import Cache, EncodedKeys
+from ika_lightning.models.base import Embedding, Network
 from ika_lightning.models.encoder import AttentionFactory, Encoder, build_attention, feed_forward
 from ika_lightning.models.positions import sinusoids
 
@@ -47,7 +48,7 @@ class DecoderState:
         return replace(self, sources=tuple(keys.select(index) for keys in self.sources))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Network):
     r"""A pre-norm decoder layer: causal self-attention, attention to the source, and a feed-forward network.
 
     .. math::
@@ -127,7 +128,7 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.ffn(self.ffn_norm(x))), cache
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Network):
     r"""A pre-norm encoder-decoder over tokens, with sinusoidal positions.
 
     The output layer is the table of target embeddings, transposed (`Press and Wolf 2017
@@ -260,6 +261,4 @@ class EncoderDecoder(nn.Module):
 
 def embedding(vocabulary: int, width: int) -> nn.Embedding:
     """Make a table of token embeddings that may also serve as an output layer, whose scores start of size 1."""
-    table = nn.Embedding(vocabulary, width)
-    nn.init.normal_(table.weight, std=width**-0.5)
-    return table
+    return Embedding(vocabulary, width).starting(std=width**-0.5)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ika_lightning.models.base import Network
 from ika_lightning.models.encoder import AttentionFactory, Encoder
 
 
-class RowTransformer(nn.Module):
+class RowTransformer(Network):
     """Map each row of a table to one number, looking at a context of other rows.
 
     Every row, of the context or not, attends to context rows only. So the answer for a row never depends on what else
