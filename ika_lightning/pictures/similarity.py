@@ -1,6 +1,11 @@
 r"""The learned similarity as a function, beside the Gaussian that it replaces.
 
-.. math:: \kappa(x, y) = \rho(x, y)^2 + 10^{-5}, \qquad \kappa_{\text{RBF}}(x, y) = e^{-|x - y|^2 / 2 \sqrt d}
+.. math::
+    \kappa(x, y) = e^{-s |x - y|^2 / 2 \sqrt d} \bigl((1 - a + a\, \rho(x, y))^2 + 10^{-5}\bigr), \qquad
+    \kappa_{\text{RBF}}(x, y) = e^{-|x - y|^2 / 2 \sqrt d}
+
+The whole of it: the exact part, if a layer has one, the atom 1 - a, and what was sampled. (Without an exact part,
+s = 0 and a = 1.)
 
 A kernel of d dimensions is shown along the direction in which its frequencies are largest: there it varies most.
 """

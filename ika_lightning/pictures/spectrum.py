@@ -1,8 +1,11 @@
 r"""The spectral density that a layer has learned, and how its heads depend on one another.
 
-The similarity is the square of a kernel, :math:`e^{-s |q - k|^2 / 4 \sqrt d}\, (1 - a + a \rho)`, whose density is drawn:
-a share a of it are the frequencies of :math:`\rho`, which are known by samples alone, and the rest is at zero; the exact
-part spreads both by a Gaussian, :math:`N(0, s / 2 \sqrt d)` in each coordinate. (Without an exact part nothing is
+The similarity is the square of a kernel, whose density is drawn:
+
+.. math:: e^{-s |q - k|^2 / 4 \sqrt d}\, (1 - a + a \rho(q, k))
+
+A share a of it are the frequencies of :math:`\rho`, which are known by samples alone, and the rest is at zero; the
+exact part spreads both by a Gaussian, :math:`N(0, s / 2 \sqrt d)` in each coordinate. (Without an exact part nothing is
 spread, and a = 1.) All d coordinates of the M frequencies of a head are taken together, as the Gaussian inside
 dot-product attention, :math:`N(0, 1 / 2 \sqrt d)`, is the same in all of them.
 """

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
-from ika_lightning.attention import MIKAN
 from ika_lightning.data import RegressionData
 from ika_lightning.data.table import RowBatch
 from ika_lightning.models import AttentionFactory, RowTransformer
@@ -61,6 +60,7 @@ class Regression(Task):
 
     Example:
         >>> from lightning.pytorch import Trainer
+        >>> from ika_lightning.attention import MIKAN
         >>> from ika_lightning.data import RegressionData
         >>> trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         ...                   enable_model_summary=False)

@@ -42,7 +42,10 @@ def figures():
     yield "maps with names", lambda: draw_maps(heads, (words, words))
     yield "maps of one token", lambda: draw_maps(one)
     yield "maps of many tokens and heads", lambda: draw_maps(long)
-    yield "maps of padding", lambda: draw_maps(record(RBF(8, 2, batch_first=True), key_padding_mask=torch.arange(6).expand(2, 6) > 1))
+    yield (
+        "maps of padding",
+        lambda: draw_maps(record(RBF(8, 2, batch_first=True), key_padding_mask=torch.arange(6).expand(2, 6) > 1)),
+    )
     yield "surfaces", lambda: draw_similarity(heads)
     yield "a surface", lambda: draw_similarity(one)
     yield "rays", lambda: draw_similarity(long)
