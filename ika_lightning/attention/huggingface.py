@@ -43,7 +43,8 @@ def attach_kernel_attention(
     Args:
         model: A model whose attention goes through ``transformers.AttentionInterface``, as nearly all do.
         attention: The class of layers whose core is used.
-        inputs: What to run the model with; ``model.dummy_inputs`` if None.
+        inputs: What to run the model with; if None, ``model.dummy_inputs``, or for a model of images a black one of the
+            size that its configuration tells.
         name: Name of the attention implementation, see :func:`register_kernel_attention`.
         **options: Arguments of that class's constructor, such as p and num_samples.
 
@@ -51,7 +52,7 @@ def attach_kernel_attention(
         The model.
 
     Raises:
-        ValueError: If no module of the model attends through the interface.
+        ValueError: If no module of the model attends through the interface, or the model does not run without inputs.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -62,7 +63,7 @@ def attach_kernel_attention(
         >>> model(torch.tensor([[1, 5, 3]])).logits.shape
         torch.Size([1, 3, 11])
     """
-    sizes = _measure_heads(model, model.dummy_inputs if inputs is None else inputs, name)
+    sizes = _measure_heads(model, inputs, name)
     for module, (num_heads, head_dim) in sizes.items():
         core = attention(num_heads * head_dim, num_heads, **options).core
         module.kernel_core = core.to(next(module.parameters())).train(module.training)
@@ -159,7 +160,19 @@ def make_mask(*, q_length: int, mask_function: Callable[..., Any], **kwargs: Any
     return mask
 
 
-def _measure_heads(model: PreTrainedModel, inputs: dict[str, Tensor], name: str) -> dict[nn.Module, tuple[int, int]]:
+def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Make inputs for one run of a model, if its configuration tells enough of them."""
+    if model.main_input_name != "pixel_values":
+        inputs: dict[str, Tensor] = model.dummy_inputs
+        return inputs
+    sizes = model.config.image_size
+    height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
+    return {"pixel_values": torch.zeros(1, model.config.num_channels, height, width, dtype=model.dtype)}
+
+
+def _measure_heads(
+    model: PreTrainedModel, inputs: dict[str, Tensor] | None, name: str
+) -> dict[nn.Module, tuple[int, int]]:
     """Switch the model over, and return heads and width of a head of each module that attends.
 
     The model is left as it was if no module does, or the run fails.
@@ -175,8 +188,17 @@ def _measure_heads(model: PreTrainedModel, inputs: dict[str, Tensor], name: str)
     AttentionInterface.register(name, measure)
     try:
         model.set_attn_implementation(name)
-        with torch.no_grad():
-            model.eval()(**{key: x.to(model.device) for key, x in inputs.items()})
+        try:
+            given = _dummy_inputs(model) if inputs is None else inputs
+            with torch.no_grad():
+                model.eval()(**{key: x.to(model.device) for key, x in given.items()})
+        except Exception as error:
+            if inputs is not None:
+                raise
+            raise ValueError(
+                f"inputs must be given for a {type(model).__name__}, to run it once: its dummy inputs do not fit "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give inputs={{name: tensor}}"
+            ) from error
         if not sizes:
             raise ValueError(
                 f"model must attend through transformers.AttentionInterface, but no module of {type(model)} does"

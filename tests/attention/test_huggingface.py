@@ -253,6 +253,61 @@ def test_model_that_fails_is_left_as_it_was():
     assert model(tokens()).logits.shape == (2, LENGTH, VOCABULARY)
 
 
+def vit(**kwargs) -> nn.Module:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.ViTConfig(**sizes, **dropout, **{"image_size": 10, "patch_size": 5, **kwargs})
+    return transformers.ViTModel(config).eval()
+
+
+@pytest.mark.parametrize("kind", [DotProduct, RBF, *LEARNED])
+@pytest.mark.parametrize("options", [{}, {"image_size": [15, 10], "num_channels": 2}], ids=str)
+def test_a_model_of_images_needs_no_inputs(options, kind):
+    model = vit(**options)
+    height, width = options.get("image_size", [10, 10])
+    images = torch.randn(2, options.get("num_channels", 3), height, width)
+    expected = model(images)[0]
+    assert_close(attach_kernel_attention(model, kind)(images)[0], expected, rtol=1e-4, atol=1e-5)
+    assert len([x for x in model.modules() if isinstance(x, Core)]) == 2
+
+
+def test_a_model_that_its_dummy_inputs_do_not_fit_asks_for_inputs():
+    config = transformers.Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=8, conv_dim=[8], conv_stride=[2],
+        conv_kernel=[3], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config)
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match=r"^inputs must be given for a Wav2Vec2Model, .*; give inputs={name: tensor}$"):
+        attach_kernel_attention(model, IKAN)
+    assert model.config._attn_implementation == before
+    inputs = {"input_values": torch.randn(1, 101)}
+    assert attach_kernel_attention(model, IKAN, inputs=inputs)(**inputs)[0].isfinite().all()
+
+
+# the name that all supported versions have
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("options", [{}, PAPER], ids=["", "paper"])
+@pytest.mark.parametrize("kind", [IKAN, MIKAN])
+@pytest.mark.parametrize("build", [bert, llama, vit])
+def test_gradient_checkpointing_keeps_the_gradient_of_the_regulariser(build, kind, options, use_reentrant):
+    model = attached(build(), kind, **options).train()
+    inputs = torch.randn(2, 3, 10, 10) if build is vit else tokens()
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        torch.manual_seed(2)
+        out = model(inputs)[0]
+        kl = attention_kl(model)
+        (out.square().mean() + 3.0 * kl).backward()
+        found.append((kl.detach(), {name: p.grad for name, p in model.named_parameters() if "pooler" not in name}))
+    assert found[0][0] > 0
+    assert_close(*found)
+
+
 @pytest.mark.parametrize("option", ["position_bias", "softcap", "s_aux"])
 def test_additions_to_the_logits_are_refused(option):
     module = nn.Module()
