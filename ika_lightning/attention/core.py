@@ -41,12 +41,14 @@ from ika_lightning.attention.backends.linear_state import LinearState
 from ika_lightning.attention.backends.reference import log_weight_attention
 from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys
 from ika_lightning.attention.features import FeatureMap
+from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.attention.kernels import Kernel, RBFKernel, squared_distance
 from ika_lightning.attention.magnitude import Exponent, Magnitude
 from ika_lightning.attention.mask import Mask
 from ika_lightning.attention.operation import FLOOR, attend
 from ika_lightning.attention.regulariser import Regulariser
-from ika_lightning.attention.spectrum import Spectrum
+from ika_lightning.attention.saved import add_exact_part
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum
 from ika_lightning.attention.start import reset_children
 
 _ALL = Mask()
@@ -212,7 +214,8 @@ class Core(nn.Module):
 
     def attend_fixed(self, query: Tensor, keys: EncodedKeys, *, dropout_p: float = 0.0) -> Tensor:
         """Attend to keys that many calls share, each with few queries: with ``"linear"``, each would sum all keys."""
-        return self.attend(query, keys, dropout_p=dropout_p, backend=self._backend_unless_linear())[0]
+        backend = "auto" if self.backend == "linear" else self.backend
+        return self.attend(query, keys, dropout_p=dropout_p, backend=backend)[0]
 
     def decode(
         self, query: Tensor, key: Tensor, value: Tensor, cache: Cache | None = None, *, dropout_p: float = 0.0
@@ -315,16 +318,9 @@ class Core(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, backend={self.backend!r}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # until version 0.1, a learned kernel had no exact part: a lengthscale of e^40 and a share of 1 are the same
-        kernel, share = f"{prefix}kernel.log_relative_lengthscale", f"{prefix}share"
-        has_spectrum = any(key.startswith(f"{prefix}spectrum.") for key in state_dict)
-        if self.share is not None and has_spectrum and kernel not in state_dict and share not in state_dict:
-            state_dict[kernel] = torch.full((self.num_heads, 1, 1), 40.0)
-            state_dict[share] = torch.ones(self.num_heads)
+        if self.share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
+            add_exact_part(state_dict, prefix, self.num_heads, self.spectrum)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _backend_unless_linear(self) -> str:
-        return "auto" if self.backend == "linear" else self.backend
 
     def _attend_by_formula(
         self, kernel: Kernel, query: Tensor, keys: EncodedKeys, mask: Mask, dropout_p: float, need_weights: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,17 +166,26 @@ class OddGenerator(nn.Module):
         True
     """
 
+    scale: Tensor
+
     def __init__(self, head_dim: int, scale: float) -> None:
         super().__init__()
         hidden = max(16, head_dim)
         law = functools.partial(nn.init.normal_, std=SYMMETRY_BREAKING / math.sqrt(hidden))
         last = Linear(hidden, head_dim).starting(law)
-        self.scale = scale
+        self.start_scale = scale
+        self.register_buffer("scale", torch.empty(()).fill_(scale))
         self.network = nn.Sequential(nn.Linear(head_dim, hidden), nn.SiLU(), last)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
         reset_children(self)
+        self.scale.fill_(self.start_scale)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # until version 0.1, the scale was not saved: it was that of the layer's init
+        state_dict.setdefault(f"{prefix}scale", self.scale.new_full((), self.start_scale))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the frequencies that the noise z stands for."""
