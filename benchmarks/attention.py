@@ -7,7 +7,8 @@
     python benchmarks/attention.py --device cuda --dtype bfloat16
 
 Compared are ``F.scaled_dot_product_attention``, the backends of ``kernel_attention`` (with Bochner features of the
-queries and keys and the magnitude of the keys made inside the timed call), and the authors' formula, the logarithm of
+queries and keys and the magnitude of the keys made inside the timed call; ``exact+`` has the exponential of the inner
+product beside the features, as layers that start as softmax attention), and the authors' formula, the logarithm of
 the kernel plus that of the magnitude through a softmax, written plainly. Repeats are interleaved over the methods;
 printed are medians, and the spread from the 10th to the 90th percentile of the ratio to
 ``F.scaled_dot_product_attention`` in the same repeat. Peak memory is of a process of its own that makes one call
@@ -39,13 +40,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, kernel_attention
-from ika_lightning.attention.functional import choose_backend
-from ika_lightning.attention.kernels import stationary_features
+from ika_lightning.attention.backends import Call, choose
+from ika_lightning.attention.features import Bochner
 from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.attention.mask import Mask
 from ika_lightning.output import open_output, write_output
 
 RESULTS = Path(__file__).parent / "results"
-KERNEL_BACKENDS = ("dense", "chunked", "linear", "auto")
+# Backends of calls that have an exponent as well are named "exact+...".
+EXACT = "exact+"
 
 
 class Case(NamedTuple):
@@ -71,8 +74,13 @@ def call(method: str, case: Case, query: Tensor, key: Tensor, value: Tensor, fre
     """Attend with one method."""
     if method == "sdpa":
         return F.scaled_dot_product_attention(query, key, value, is_causal=case.causal)
-    features = [stationary_features(x.float(), frequencies) for x in (query, key)]
+    features = [Bochner((frequencies,))(x.float()) for x in (query, key)]
     magnitude = log_magnitude(key.float(), 2.0)
+    if method.startswith(EXACT):
+        # the exact part of a learned kernel at its start, whose norm cancels the magnitude's
+        exponent = {"query": query * case.d**-0.5, "key": key}
+        backend = method.removeprefix(EXACT)
+        return kernel_attention(*features, value, 0.0 * magnitude, **exponent, is_causal=case.causal, backend=backend)
     if method == "authors":
         return authors_formula(*features, value.float(), magnitude, case.causal).to(value.dtype)
     return kernel_attention(*features, value, magnitude, is_causal=case.causal, backend=method)
@@ -86,6 +94,15 @@ def inputs(case: Case, device: str, dtype: torch.dtype) -> tuple[list[Tensor], T
     return drawn, frequencies.to(device).requires_grad_()
 
 
+def like(case: Case, device: str) -> Call:
+    """Return a call of that shape on a device, without memory of its own, for what backends say of it."""
+    lead = (case.batch, case.heads, case.n)
+    features = torch.empty((), device=device).expand(*lead, 2 * case.samples)
+    value = torch.empty((), device=device).expand(*lead, case.d)
+    mask = Mask(causal=case.causal)
+    return Call(None, None, features, features, value, None, mask, dropout_p=0.0, floor=1e-5, need_weights=False)
+
+
 def multiply_adds(method: str, case: Case) -> float:
     """Multiply-adds of the matrix products that a method's definition asks for, forward and backward."""
     n, d, features = case.n, case.d, 2 * case.samples
@@ -95,7 +112,7 @@ def multiply_adds(method: str, case: Case) -> float:
     elif method == "linear":
         each = 2 * n * features * (features + 1) / 2 * (d + 1)
     else:
-        each = pairs * (features + d + 1)
+        each = pairs * (features + d + 1 + d * method.startswith(EXACT))
     return 3 * case.batch * case.heads * each
 
 
@@ -247,7 +264,8 @@ def draw(rows: list[dict[str, object]]) -> None:
     import matplotlib.pyplot as plt
 
     samples, kinds = sorted({row["samples"] for row in rows}), (False, True)
-    colours = {"sdpa": "#000000", "linear": "#0072B2", "chunked": "#D55E00", "dense": "#999999", "authors": "#CC79A7"}
+    colours = {"sdpa": "#000000", "linear": "#0072B2", "chunked": "#D55E00", "dense": "#999999", "authors": "#CC79A7",
+               "exact+chunked": "#009E73", "exact+dense": "#56B4E9"}  # fmt: skip
     figure, axes = plt.subplots(2, len(samples), figsize=(3.4 * len(samples), 5.6), sharex=True, sharey=True)
     for (causal, many), axis in zip(itertools.product(kinds, samples), axes.flat, strict=True):
         here = [row for row in rows if (row["samples"], row["causal"]) == (many, causal)]
@@ -275,9 +293,9 @@ def run_table(arguments: argparse.Namespace) -> None:
         case = Case(n, samples, causal=causal)
         methods = ["sdpa", "linear"]
         if n < 16384:  # where it takes minutes, and says no more than at 8,192
-            methods += ["chunked"]
+            methods += ["chunked", f"{EXACT}chunked"]
         if n <= 2048:  # beyond, the n x n matrices of these take more memory than a laptop has
-            methods += ["dense", "authors"]
+            methods += ["dense", f"{EXACT}dense", "authors"]
         measured = timed(case, methods, arguments)
         if n == 2048:
             for row in measured:
@@ -325,7 +343,7 @@ def run_auto(arguments: argparse.Namespace) -> None:
         measured = timed(case, methods, arguments)
         best = min(measured[1:], key=lambda row: float(row["both_ms"]))
         ratio = float(measured[0]["both_ms"]) / float(best["both_ms"])
-        taken = choose_backend(case.n, case.n, 2 * case.samples, case.d, case.batch * case.heads, case.causal, True)
+        taken = choose(like(case, arguments.device)).name
         shape = f"{case.batch} | {case.n:,} | {case.samples} | {case.d} | {case.causal}"
         print(f"| {shape} | {taken} | {best['method']} | {ratio:.2f} |", flush=True)
         rows += [row | {"taken": taken, "over_best": ratio} for row in measured]
@@ -340,7 +358,7 @@ def run_layers(arguments: argparse.Namespace) -> None:
     for batch, n in ((32, 32), (8, 128), (1, 512)):
         torch.manual_seed(0)
         x = torch.randn(batch, n, 512)
-        layers = {name: kind(512, 8) for name, kind in kinds.items()}
+        layers = {name: kind(512, 8, batch_first=True) for name, kind in kinds.items()}
 
         def both(layer: torch.nn.Module, x: Tensor = x) -> None:
             layer.zero_grad()

@@ -2,6 +2,8 @@
 
     python benchmarks/graph_speed.py [--nodes 100000] [--edges 1000000] [--repeats 5] [--samples 32] [--root FOLDER]
 
+Convolutions have an exact part beside the sampled one, as by default; "sampled" has none, as in the paper.
+
 Two cases. "cora": an epoch of training on the whole graph as in ``configs/node_classification/cora.yaml``: two layers,
 8 heads of 8 channels, dropout and Adam included; where the data set is not on this computer, a drawn graph of its size.
 "large": forward and backward of one layer of 8 heads of 8 channels on a drawn graph.
@@ -38,6 +40,7 @@ def convolutions(samples: int) -> dict[str, ConvFactory]:
     return {
         "GATConv": GATConv,
         "direct": ours,
+        "direct, sampled": partial(ours, init="rbf"),
         "direct, stationary": partial(ours, stationary=True),
         "implicit": partial(ours, spectrum="implicit"),
         "copula": partial(ours, spectrum="copula"),
@@ -100,7 +103,8 @@ def interleaved(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str,
         for name, step in steps.items():
             started = time.perf_counter()
             step()
-            if repeat >= 2:  # the first ones warm caches and allocator up
+            # the first ones warm caches and allocator up
+            if repeat >= 2:
                 times[name].append(1000 * (time.perf_counter() - started))
     return {name: np.array(values) for name, values in times.items()}
 
@@ -121,7 +125,8 @@ def print_peak(arguments: argparse.Namespace) -> None:
     graph = drawn(arguments.nodes, arguments.edges, 64)
     layer(convolutions(arguments.samples)[arguments.peak], graph)()
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(most / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, kilobytes elsewhere
+    # bytes there, kilobytes elsewhere
+    print(most / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def main() -> None:
@@ -131,7 +136,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--root", default=os.environ.get("IKA_DATA"), help="folder of the benchmark data")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # what a process of its own is to measure
+    # what a process of its own is to measure
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak is not None:
         print_peak(arguments)

@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from ika_lightning.attention import MIKAN
+from ika_lightning.attention import MIKAN, ImplicitSpectrum
 from ika_lightning.attention.graph import KernelGATConv
-from ika_lightning.attention.spectrum import ImplicitSpectrum
 from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
 from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
 from ika_lightning.tasks.base import Task

@@ -1,17 +1,20 @@
 """Implicit kernel attention in plain PyTorch: similarity x magnitude, both learned.
 
-Read :mod:`~ika_lightning.attention.functional` for the operation, :mod:`~ika_lightning.attention.kernels`,
-:mod:`~ika_lightning.attention.spectrum` and :mod:`~ika_lightning.attention.magnitude` for its parts,
-:mod:`~ika_lightning.attention.core` for how they meet and :mod:`~ika_lightning.attention.multihead` for the layers.
-:func:`replace_attention` puts the layers into a model made of PyTorch's, and
+Read :mod:`~ika_lightning.attention.operation` for the operation that all of it is and
+:mod:`~ika_lightning.attention.backends` for the ways to compute it; :mod:`~ika_lightning.attention.features`,
+:mod:`~ika_lightning.attention.spectrum`, :mod:`~ika_lightning.attention.kernels` and
+:mod:`~ika_lightning.attention.magnitude` for the parts; :mod:`~ika_lightning.attention.core` for how they meet, and
+:mod:`~ika_lightning.attention.multihead` for the layers. :mod:`~ika_lightning.attention.graph` attends over the edges
+of a graph. :func:`replace_attention` puts the layers into a model made of PyTorch's, and
 :mod:`~ika_lightning.attention.huggingface` their cores into one of Hugging Face's.
-:mod:`~ika_lightning.attention.graph` attends over the edges of a graph.
 """
 
 from typing import Any
 
-from ika_lightning.attention.cache import KeyCache, Memory, StateCache
-from ika_lightning.attention.functional import kernel_attention
+from ika_lightning.attention.copula import GaussianCopula
+from ika_lightning.attention.core import Core
+from ika_lightning.attention.features import Bochner, FeatureMap, Yaglom
+from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.attention.kernels import (
     Kernel,
     LinearKernel,
@@ -20,39 +23,41 @@ from ika_lightning.attention.kernels import (
     RationalQuadraticKernel,
     RBFKernel,
 )
-from ika_lightning.attention.multihead import (
-    IKAN,
-    MIKAN,
-    RBF,
-    DotProduct,
-    ExplicitKernel,
-    IKANDirect,
-    MultiheadAttention,
-    attention_kl,
-)
+from ika_lightning.attention.layer import MultiheadAttention
+from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.attention.multihead import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect
+from ika_lightning.attention.operation import kernel_attention
+from ika_lightning.attention.regulariser import attention_kl
 from ika_lightning.attention.replace import replace_attention
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum
 
 __all__ = [
     "IKAN",
     "MIKAN",
     "RBF",
+    "Bochner",
+    "Core",
+    "DirectSpectrum",
     "DotProduct",
     "ExplicitKernel",
+    "FeatureMap",
+    "GaussianCopula",
     "IKANDirect",
+    "ImplicitSpectrum",
     "Kernel",
     "KernelGATConv",
     "KernelTransformerConv",
-    "KeyCache",
     "LinearKernel",
     "MaternKernel",
-    "Memory",
     "MultiheadAttention",
     "PeriodicKernel",
     "RBFKernel",
     "RationalQuadraticKernel",
-    "StateCache",
+    "Spectrum",
+    "Yaglom",
     "attention_kl",
     "kernel_attention",
+    "log_magnitude",
     "replace_attention",
 ]
 

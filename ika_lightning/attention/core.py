@@ -1,67 +1,229 @@
-"""Attention between queries, keys and values that are already projected and split into heads.
+r"""Attention between queries, keys and values that are already projected and split into heads.
 
-A core is what differs between the attention layers: similarity x magnitude, without projections. It takes the masks
-that the layers have sorted out:
+Similarity x magnitude, where similarity has an exact part and a sampled one, either of which may be absent:
 
-    key_mask   (b, 1, m) boolean, True = may attend; the same for all queries
-    key_bias   (b, 1, m) floating, added to the log-weights of a key
-    attn_mask  broadcastable to (b, h, n, m), boolean (True = may attend) or floating (added); may differ by query
-    is_causal  query i attends to keys 0..i only
+.. math::
+    w_{ij} = \underbrace{e^{-s |q_i - k_j|^2 / 2 \sqrt d}}_{\text{exact}}
+             \underbrace{\bigl((1 - a + a\, \rho(q_i, k_j))^2 + \text{floor}\bigr)}_{\text{sampled}}
+             \underbrace{e^{\text{mag}(k_j)}}_{\text{magnitude}}
+
+==================  ===========================  ==================  ==========================================
+core                exact part                   sampled part        is
+==================  ===========================  ==================  ==========================================
+``Core(h, d)``                                                       scaled dot-product attention
+``kernel``          an ``RBFKernel``                                 the Gaussian kernel, lengthscale learned
+``kernel``          any other kernel                                 that kernel
+``spectrum``                                     all of it, a = 1    the paper's estimator
+both                an ``RBFKernel``             beside it           from one to the other
+==================  ===========================  ==================  ==========================================
+
+Read as a spectral density, the exact part convolves the sampled density with a Gaussian of known width, of which the
+expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 <https://arxiv.org/abs/1302.4245>`_,
+with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
+Gaussian leaves, and its error is no larger than a.
+
+For a in [0, 1] the kernel is positive semi-definite, as a product of such. Training is free to leave that range: a
+constraint would stop at its end, where every layer that starts as dot-product attention is. Weights are a square plus
+the floor, and stay positive whatever a is; with a negative one, a head prefers what is *not* similar in its features.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import Cache, KeyCache, Memory, StateCache
-from ika_lightning.attention.functional import (
-    FLOOR,
-    Backend,
-    check_backend,
-    kernel_attention,
-    log_weight_attention,
-    read_mask,
-    silence_unattended,
-)
-from ika_lightning.attention.kernels import Kernel, RBFKernel, nonstationary_features, stationary_features
-from ika_lightning.attention.linear import LinearState
-from ika_lightning.attention.magnitude import Exponent, check_p, log_magnitude
-from ika_lightning.attention.spectrum import DirectSpectrum, ImplicitSpectrum
+from ika_lightning.attention.backends import Call, check_backend
+from ika_lightning.attention.backends.linear_state import LinearState
+from ika_lightning.attention.backends.reference import log_weight_attention
+from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys
+from ika_lightning.attention.features import FeatureMap
+from ika_lightning.attention.implicit import ImplicitSpectrum
+from ika_lightning.attention.kernels import Kernel, RBFKernel, squared_distance
+from ika_lightning.attention.magnitude import Exponent, Magnitude
+from ika_lightning.attention.mask import Mask
+from ika_lightning.attention.operation import FLOOR, attend
+from ika_lightning.attention.regulariser import Regulariser
+from ika_lightning.attention.saved import add_exact_part
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum
+from ika_lightning.attention.start import reset_children
+
+_ALL = Mask()
 
 
 class Core(nn.Module):
-    """Base of the cores; one implements :meth:`forward`, and gets the other ways to attend from it.
+    r"""Similarity x magnitude; see the top of the file for the formula.
 
-    Shapes, here and in every core:
+    A core does two things: :meth:`encode_keys`, all that needs no queries, and :meth:`attend`, the rest. Every way to
+    attend is made of these two.
+
+    A conditional spectrum is told the mean key, over keys that may be attended to. It is told nothing where that mean
+    would leak: in a causal call, whose mean contains the future, and in any call with a mask that may differ between
+    queries.
+
+    Args:
+        num_heads: Number of heads, h.
+        head_dim: Width of a head, d.
+        kernel: The exact part of similarity; None leaves it out, or, if there is no spectrum either, means that of
+            scaled dot-product attention.
+        spectrum: Where the feature map of the sampled part comes from; None leaves it out.
+        p: Exponent of the norm in the magnitude, in [1, inf], or ``"learned"``. Scaled dot-product attention has 2.
+        share: The a of each head at the start, which is then learned; None, where there is no kernel, fixes it at 1.
+        backend: How it is computed, see :func:`~ika_lightning.attention.kernel_attention`.
+
+    Shapes:
         query (b, h, n, d); key (b, h, m, d); value (b, h, m, e); the result (b, h, n, e) and, if asked for, weights
         (b, h, n, m), else None.
+
+    Raises:
+        ValueError: If an argument is out of its range, or parts are given that do not go together.
+
+    Example:
+        >>> from ika_lightning.attention import DirectSpectrum
+        >>> core = Core(4, 8, kernel=RBFKernel(4, 8), spectrum=DirectSpectrum(4, 8, num_samples=5), share=0.5)
+        >>> out, weights = core(*torch.randn(3, 2, 4, 7, 8).unbind())
+        >>> out.shape, weights
+        (torch.Size([2, 4, 7, 8]), None)
     """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        kernel: Kernel | None = None,
+        spectrum: Spectrum | None = None,
+        p: Exponent = 2.0,
+        share: float | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if kernel is not None and spectrum is not None and not isinstance(kernel, RBFKernel):
+            raise ValueError(f"the kernel beside a spectrum must be an RBFKernel, got {type(kernel).__name__}")
+        if (share is None) != (kernel is None or spectrum is None):
+            raise ValueError(f"share is the part of a spectrum beside a kernel, and goes with both; got share={share}")
+        if share is not None and not 0.0 <= share <= 1.0:
+            raise ValueError(f"share must be in [0, 1], got {share}")
+        if kernel is None and spectrum is None and p != 2.0:
+            raise ValueError(f"dot-product attention has p = 2, got p={p}; an RBFKernel has any")
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.kernel = kernel
+        self.spectrum = spectrum
+        self.magnitude = Magnitude(num_heads, p)
+        self.start_share = share
+        self.share = None if share is None else nn.Parameter(torch.full((num_heads,), float(share)))
+        self.backend = check_backend(backend)
+        self.regulariser = Regulariser()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in place."""
+        reset_children(self)
+        if self.share is not None and self.start_share is not None:
+            nn.init.constant_(self.share, self.start_share)
+
+    @property
+    def p(self) -> float | Tensor:
+        """The exponent of the magnitude: a number, or that of each head, (h,), if it is learned."""
+        return self.magnitude.p
+
+    @property
+    def kl(self) -> Tensor:
+        """The regulariser of the last forward; zero before the first, and for a core without a spectrum."""
+        if self.regulariser.value is not None:
+            return self.regulariser.value
+        some = next(self.parameters(), None)
+        return torch.zeros(()) if some is None else torch.zeros((), device=some.device)
 
     def forward(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        mask: Mask = _ALL,
         *,
-        key_mask: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
         dropout_p: float = 0.0,
         need_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend."""
-        raise NotImplementedError
+        """Attend from queries to keys."""
+        encoded = self.encode_keys(key, value, mask)
+        return self.attend(query, encoded, mask, dropout_p=dropout_p, need_weights=need_weights)
+
+    def encode_keys(
+        self, key: Tensor, value: Tensor, mask: Mask = _ALL, feature_map: FeatureMap | None = None
+    ) -> EncodedKeys:
+        """Do all that needs no queries, and leave the regulariser in ``kl``.
+
+        Args:
+            key: Keys.
+            value: Values.
+            mask: What of it concerns keys alone is encoded with them; of the rest it only matters whether there is any.
+            feature_map: That of earlier keys of the same sequences, instead of one from the spectrum.
+        """
+        if self.spectrum is None and self.kernel is None:
+            return EncodedKeys(value, key, mask=mask.of_keys())
+        with torch.autocast(key.device.type, enabled=False):
+            key = at_least_float32(key)
+            features = None
+            if self.spectrum is not None:
+                if feature_map is None:
+                    feature_map, value = self.sample(self.pool(key, mask), value)
+                features = self.features_of_keys(feature_map, key)
+            log_magnitude = self.key_log_magnitude(key)
+        kept = None if self.kernel is None else key
+        return EncodedKeys(value, kept, features, log_magnitude, mask.of_keys(), feature_map)
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: EncodedKeys,
+        mask: Mask = _ALL,
+        *,
+        dropout_p: float = 0.0,
+        need_weights: bool = False,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to keys that are encoded.
+
+        Args:
+            query: Queries.
+            keys: What :meth:`encode_keys` returned, with its part of the mask.
+            mask: The rest of the mask; its part that concerns keys alone is not looked at.
+            dropout_p: Probability with which a weight is dropped.
+            need_weights: Also return the weights.
+            backend: How it is computed; the core's own if None.
+        """
+        mask = mask.with_keys(keys.mask)
+        features = None
+        with torch.autocast(query.device.type, enabled=False):
+            if self.kernel is not None and not isinstance(self.kernel, RBFKernel):
+                return self._attend_by_formula(self.kernel, query, keys, mask, dropout_p, need_weights)
+            if self.kernel is not None or self.spectrum is not None:
+                query = at_least_float32(query)
+            if keys.feature_map is not None:
+                features = self.features_of_queries(keys.feature_map, query)
+            scaled = None if keys.key is None else self.scaled_query(query)
+        call = Call(
+            scaled, keys.key, features, keys.features, keys.value, keys.log_magnitude,
+            mask, dropout_p, FLOOR, need_weights,
+        )  # fmt: skip
+        return attend(call, self.backend if backend is None else backend)
+
+    def attend_fixed(self, query: Tensor, keys: EncodedKeys, *, dropout_p: float = 0.0) -> Tensor:
+        """Attend to keys that many calls share, each with few queries: with ``"linear"``, each would sum all keys."""
+        backend = "auto" if self.backend == "linear" else self.backend
+        return self.attend(query, keys, dropout_p=dropout_p, backend=backend)[0]
 
     def decode(
         self, query: Tensor, key: Tensor, value: Tensor, cache: Cache | None = None, *, dropout_p: float = 0.0
     ) -> tuple[Tensor, Cache]:
-        """Attend from the next positions of a sequence to those before, which the cache remembers, and causally.
+        """Attend from the next positions of a sequence to them and to those before, causally.
+
+        The feature map is drawn once, and keys are encoded once. With ``backend="linear"`` the cache is a sum of
+        constant size, and no gradient passes from one call to the next.
 
         Args:
             query: Queries of the next positions.
@@ -73,390 +235,154 @@ class Core(nn.Module):
         Returns:
             The result, and the cache for the positions after them.
         """
-        if isinstance(cache, StateCache):
+        feature_map = None if cache is None else cache.feature_map
+        new = self.encode_keys(key, value, Mask(causal=True), feature_map)
+        if self.backend == "linear":
+            return self._decode_by_sums(query, new, cache, dropout_p)
+        if isinstance(cache, SummedKeys):
             raise ValueError("this cache is one of a layer with backend='linear'; go on with that layer")
-        cache = KeyCache((key, value)) if cache is None else cache.extend(key, value)
-        key, value = cache.rows
-        attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
-        out, _ = self(query, key, value, attn_mask=attn_mask, is_causal=is_causal, dropout_p=dropout_p)
-        return out, cache
+        keys = new if cache is None else cache.append(new)
+        mask = Mask.causal_after(query.size(-2), keys.length, query.device)
+        # several positions behind others have a mask each, which not every backend serves
+        backend = self.backend if mask.pairs is None else "auto"
+        return self.attend(query, keys, mask, dropout_p=dropout_p, backend=backend)[0], keys
 
-    def remember(
-        self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None, key_bias: Tensor | None = None
-    ) -> Memory:
-        """Do all of :meth:`forward` that needs no queries, for :meth:`recall` to be called many times."""
-        return Memory((key, value), key_mask, key_bias)
+    # --- Parts, which attention over the edges of a graph is made of, too ---------------------------------------------
 
-    def recall(self, query: Tensor, memory: Memory, *, dropout_p: float = 0.0) -> Tensor:
-        """Attend to what is remembered; together, the two are :meth:`forward`."""
-        key, value = memory.rows
-        out, _ = self(query, key, value, key_mask=memory.key_mask, key_bias=memory.key_bias, dropout_p=dropout_p)
-        return out
+    def pool(self, key: Tensor, mask: Mask) -> Tensor | None:
+        """Return the mean key that the spectrum is told, (b, h, d); None if it asks for none, or it would leak."""
+        wanted = self.spectrum is not None and self.spectrum.conditional
+        return mean_key(key, mask.keys) if wanted and not mask.differs_by_query else None
 
+    def sample(self, mean_key: Tensor | None, carrier: Tensor) -> tuple[FeatureMap, Tensor]:
+        """Call the spectrum and keep its regulariser; return the map, and a tensor to be used in the carrier's place.
 
-class DotProductCore(Core):
-    r"""Scaled dot-product attention, :math:`\text{softmax}(q \cdot k / \sqrt d)\, v`.
-
-    Example:
-        >>> out, weights = DotProductCore()(*torch.randn(3, 2, 4, 5, 8).unbind())
-        >>> out.shape, weights
-        (torch.Size([2, 4, 5, 8]), None)
-    """
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_mask: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend."""
-        scale = query.size(-1) ** -0.5
-        if key_mask is None and key_bias is None and attn_mask is None and not need_weights:
-            return _fused(query, key, value, None, is_causal, dropout_p, scale), None
-        mask = merge_masks(key_mask, key_bias, attn_mask)
-        return _softmax_attention(query, key, value, mask, is_causal, dropout_p, scale, need_weights)
-
-
-class RBFCore(Core):
-    r"""The explicit Gaussian kernel times the L^p magnitude.
-
-    .. math::
-        w_{ij} \propto \exp\Bigl(-\frac{|q_i - k_j|^2}{2 \ell^2}\Bigr) \exp\Bigl(\frac{|k_j|_p^2}{2 \sqrt d}\Bigr)
-               \propto \exp\Bigl(\frac{q_i \cdot k_j}{\ell^2} + \frac{|k_j|_p^2}{2 \sqrt d}
-                                 - \frac{|k_j|^2}{2 \ell^2}\Bigr)
-
-    The second form is scaled dot-product attention with one more column, 1 on the query and the key's bias on the key,
-    so it runs on PyTorch's fused kernels. At the initial lengthscale, :math:`\ell^2 = \sqrt d`, and p = 2 the bias is
-    zero and this is dot-product attention.
-
-    Args:
-        num_heads: Number of heads.
-        head_dim: Width of a head.
-        p: Exponent of the norm in the magnitude, in [1, inf].
-    """
-
-    def __init__(self, num_heads: int, head_dim: int, p: Exponent = 2.0) -> None:
-        super().__init__()
-        self.p = check_p(p)
-        self.kernel = RBFKernel(num_heads, head_dim)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_mask: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend."""
-        with torch.autocast(query.device.type, enabled=False):
-            query, key, values = (at_least_float32(x) for x in (query, key, value))
-            precision = self.kernel.lengthscale.pow(-2)  # (h, 1, 1)
-            bias = log_magnitude(key, self.p) - key.square().sum(-1) * precision.squeeze(-1) / 2
-            if key_bias is not None:
-                bias = bias + key_bias.to(bias.dtype)
-            query = torch.cat([query * precision, torch.ones_like(query[..., :1])], -1)
-            key = torch.cat([key, bias.unsqueeze(-1)], -1)
-            if key_mask is None and attn_mask is None and not need_weights:
-                return _fused(query, key, values, None, is_causal, dropout_p, 1.0).to(value.dtype), None
-            mask = merge_masks(key_mask, None, attn_mask)
-            out, weights = _softmax_attention(query, key, values, mask, is_causal, dropout_p, 1.0, need_weights)
-        return out.to(value.dtype), None if weights is None else weights.to(value.dtype)
-
-    def extra_repr(self) -> str:
-        """Name the exponent."""
-        return f"p={self.p}"
-
-
-class ExplicitKernelCore(Core):
-    r"""Any kernel given by its formula times the L^p magnitude, :math:`w_{ij} \propto k(q_i, k_j) \exp(\text{mag}_j)`.
-
-    Args:
-        kernel: The similarity.
-        p: Exponent of the norm in the magnitude, in [1, inf].
-    """
-
-    def __init__(self, kernel: Kernel, p: Exponent = 2.0) -> None:
-        super().__init__()
-        self.p = check_p(p)
-        self.kernel = kernel
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_mask: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend."""
-        with torch.autocast(query.device.type, enabled=False):
-            query, key, values = (at_least_float32(x) for x in (query, key, value))
-            mask = merge_masks(key_mask, key_bias, attn_mask)
-            allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
-            log_weight = self.kernel(query, key) + log_magnitude(key, self.p).unsqueeze(-2)
-            if bias is not None:
-                log_weight = log_weight + bias
-            out, weights = log_weight_attention(log_weight, values, allowed, dropout_p)
-        return out.to(value.dtype), weights.to(value.dtype) if need_weights else None
-
-    def extra_repr(self) -> str:
-        """Name the exponent."""
-        return f"p={self.p}"
-
-
-class Regularised(nn.Module):
-    """What owns a spectrum and keeps the regulariser of its last forward, in ``_kl``."""
-
-    spectrum: DirectSpectrum | ImplicitSpectrum
-    _kl: Tensor | None = None
-
-    @property
-    def kl(self) -> Tensor:
-        """The regulariser of the last forward; zero before the first."""
-        # made here and not in the constructor: a model may have moved to another device since
-        return next(self.spectrum.parameters()).new_zeros(()) if self._kl is None else self._kl
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the graph of the last forward out of copies and pickles, which refuse tensors that have one."""
-        return {**self.__dict__, "_kl": None}
-
-
-class SpectralCore(Regularised, Core):
-    r"""A kernel with a learned spectral density times the L^p magnitude: the attention of the paper.
-
-    Frequencies come from ``spectrum``, features from Bochner's map (one set of frequencies) or Yaglom's (two), and
-    :func:`~ika_lightning.attention.kernel_attention` does the rest.
-
-    The spectrum is told the mean key, over keys that may be attended to. It is told nothing where that mean would
-    leak: in a causal call, whose mean contains the future, and in any call with an ``attn_mask``, which may differ
-    between queries.
-
-    Args:
-        spectrum: Where frequencies come from.
-        p: Exponent of the norm in the magnitude, in [1, inf].
-        backend: How :func:`~ika_lightning.attention.kernel_attention` is computed.
-    """
-
-    def __init__(
-        self, spectrum: DirectSpectrum | ImplicitSpectrum, p: Exponent = 2.0, backend: Backend = "auto"
-    ) -> None:
-        super().__init__()
-        self.spectrum = spectrum
-        self.p = check_p(p)
-        self.backend: Backend = check_backend(backend)
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        key_mask: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        dropout_p: float = 0.0,
-        need_weights: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend, and leave the regulariser in ``kl``."""
-        with torch.autocast(query.device.type, enabled=False):
-            query, key = at_least_float32(query), at_least_float32(key)
-            leaks = is_causal or attn_mask is not None
-            frequencies, self._kl = self.spectrum(
-                mean_key(key, key_mask) if self.spectrum.conditional and not leaks else None
-            )
-            query_features, key_features = _features(query, frequencies), _features(key, frequencies)
-            key_log_magnitude = log_magnitude(key, self.p)
-            if key_bias is not None:
-                key_log_magnitude = key_log_magnitude + key_bias
-        attended = kernel_attention(
-            query_features,
-            key_features,
-            value,
-            key_log_magnitude,
-            attn_mask=merge_masks(key_mask, None, attn_mask),
-            is_causal=is_causal,
-            dropout_p=dropout_p,
-            backend=self.backend,
-            return_weights=need_weights,
-        )
-        return attended if isinstance(attended, tuple) else (attended, None)
-
-    def decode(
-        self, query: Tensor, key: Tensor, value: Tensor, cache: Cache | None = None, *, dropout_p: float = 0.0
-    ) -> tuple[Tensor, Cache]:
-        """Attend as a causal :meth:`forward` does, with frequencies drawn once and features made once for each key.
-
-        With ``backend="linear"`` the cache is a state of constant size, and no gradient passes from one call to the
-        next.
+        See :meth:`~ika_lightning.attention.regulariser.Regulariser.keep`.
         """
-        with torch.autocast(query.device.type, enabled=False):
-            query, key = at_least_float32(query), at_least_float32(key)
-            if cache is None:
-                frequencies, self._kl = self.spectrum(None)
-            else:
-                frequencies = cache.frequencies
-            rows = _features(key, frequencies), value, log_magnitude(key, self.p)
-            query_features = _features(query, frequencies)
-            if self.backend == "linear":
-                return self._decode_with_state(query_features, *rows, cache, frequencies, dropout_p)
-        cache = KeyCache(rows, frequencies) if cache is None else cache.extend(*rows)
-        assert isinstance(cache, KeyCache)
-        attn_mask, is_causal = causal_mask(query.size(-2), cache.length, query.device)
-        out = kernel_attention(
-            query_features,
-            *cache.rows,
-            attn_mask=attn_mask,
-            is_causal=is_causal,
-            dropout_p=dropout_p,
-            # several positions behind others have a mask each, which not every backend serves
-            backend=self.backend if attn_mask is None else "auto",
-        )
-        return out, cache
+        assert self.spectrum is not None
+        feature_map, kl = self.spectrum(mean_key)
+        return feature_map, self.regulariser.keep(kl, carrier, self.training)
 
-    def remember(
-        self, key: Tensor, value: Tensor, *, key_mask: Tensor | None = None, key_bias: Tensor | None = None
-    ) -> Memory:
-        """Make frequencies, features and magnitudes of the keys, and leave the regulariser in ``kl``."""
-        with torch.autocast(key.device.type, enabled=False):
-            key = at_least_float32(key)
-            frequencies, self._kl = self.spectrum(mean_key(key, key_mask) if self.spectrum.conditional else None)
-            key_log_magnitude = log_magnitude(key, self.p)
-            if key_bias is not None:
-                key_log_magnitude = key_log_magnitude + key_bias
-            return Memory((_features(key, frequencies), value, key_log_magnitude), key_mask, None, frequencies)
+    def scaled_query(self, query: Tensor) -> Tensor:
+        r"""Return the query of the exponent, :math:`s q / \sqrt d`."""
+        scale = query.size(-1) ** -0.5
+        return query * (self.kernel.precision.to(query.dtype) * scale if isinstance(self.kernel, RBFKernel) else scale)
 
-    def recall(self, query: Tensor, memory: Memory, *, dropout_p: float = 0.0) -> Tensor:
-        """Attend to what is remembered."""
-        with torch.autocast(query.device.type, enabled=False):
-            query_features = _features(at_least_float32(query), memory.frequencies)
-        return kernel_attention(
-            query_features,
-            *memory.rows,
-            attn_mask=merge_masks(memory.key_mask, None, None),
-            dropout_p=dropout_p,
-            # calls are many and short, and linear would make its sums over all keys in each
-            backend="auto" if self.backend == "linear" else self.backend,
+    def key_log_magnitude(self, key: Tensor) -> Tensor:
+        r"""Return what is added to the exponent of keys, :math:`\text{mag}(k) - s |k|^2 / 2 \sqrt d`; (..., h, m)."""
+        if not isinstance(self.kernel, RBFKernel):
+            magnitude: Tensor = self.magnitude(key)
+            return magnitude
+        squared = key.square().sum(-1) / (2.0 * math.sqrt(key.size(-1)))
+        precision = self.kernel.precision.squeeze(-1)
+        # with p = 2, both are multiples of the same square, whose difference is exactly zero where s = 1
+        return (
+            squared * (1.0 - precision) if self.magnitude.fixed_p == 2.0 else self.magnitude(key) - squared * precision
         )
 
-    def _decode_with_state(
-        self,
-        query_features: Tensor,
-        key_features: Tensor,
-        value: Tensor,
-        key_log_magnitude: Tensor,
-        cache: Cache | None,
-        frequencies: tuple[Tensor, ...],
-        dropout_p: float,
+    def features_of_keys(self, feature_map: FeatureMap, key: Tensor) -> Tensor:
+        r"""Return :math:`\psi(k)`, with a one for the atom if there is one; (..., h, m, R)."""
+        features = _checked(feature_map(key), key)
+        return features if self.share is None else torch.cat([features, torch.ones_like(features[..., :1])], -1)
+
+    def features_of_queries(self, feature_map: FeatureMap, query: Tensor) -> Tensor:
+        r"""Return :math:`a \phi(q)`, with :math:`1 - a` for the atom if there is one; (..., h, n, R)."""
+        features = _checked(feature_map(query), query)
+        if self.share is None:
+            return features
+        share = self.share.to(features.dtype)[:, None, None]
+        return torch.cat([share * features, (1.0 - share).expand_as(features[..., :1])], -1)
+
+    def log_similarity(self, x: Tensor, y: Tensor, feature_map: FeatureMap | None) -> Tensor:
+        """Return the logarithm of the whole similarity between points.
+
+        Args:
+            x: Points in the place of queries.
+            y: Points in the place of keys.
+            feature_map: What the spectrum returned, if there is one.
+
+        Shapes:
+            x (..., h, n, d); y (..., h, m, d); the result (..., h, n, m).
+        """
+        if self.kernel is None and self.spectrum is None:
+            return -squared_distance(x, y) / (2.0 * math.sqrt(x.size(-1)))
+        logarithm: Tensor | float = 0.0 if self.kernel is None else self.kernel(x, y)
+        if feature_map is not None:
+            product = self.features_of_queries(feature_map, x) @ self.features_of_keys(feature_map, y).mT
+            logarithm = logarithm + (product.square() + FLOOR).log()
+        assert isinstance(logarithm, Tensor)
+        return logarithm
+
+    def extra_repr(self) -> str:
+        """Name the backend."""
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, backend={self.backend!r}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if self.share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
+            add_exact_part(state_dict, prefix, self.num_heads, self.spectrum)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _attend_by_formula(
+        self, kernel: Kernel, query: Tensor, keys: EncodedKeys, mask: Mask, dropout_p: float, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with a kernel that is no exponential of a product, densely."""
+        assert keys.key is not None and keys.log_magnitude is not None
+        n, m = query.size(-2), keys.length
+        mask.check(n, m)
+        log_weight = kernel(at_least_float32(query), keys.key) + keys.log_magnitude.unsqueeze(-2)
+        for bias in (mask.key_bias, mask.pair_bias):
+            log_weight = log_weight if bias is None else log_weight + bias
+        value = at_least_float32(keys.value)
+        out, weights = log_weight_attention(log_weight, value, mask.allowed(n, m, query.device), dropout_p)
+        dtype = keys.value.dtype
+        return out.to(dtype), weights.to(dtype) if need_weights else None
+
+    def _decode_by_sums(
+        self, query: Tensor, new: EncodedKeys, cache: Cache | None, dropout_p: float
     ) -> tuple[Tensor, Cache]:
-        values = at_least_float32(value)
-        if cache is None:  # all at once, and with gradients within the call
-            out = kernel_attention(
-                query_features, key_features, value, key_log_magnitude,
-                is_causal=True, dropout_p=dropout_p, backend="linear",
-            )  # fmt: skip
-            empty = StateCache(LinearState.empty(key_features, values), frequencies)
-            return out, empty.extend(key_features, values, key_log_magnitude)
-        if dropout_p > 0.0 or not isinstance(cache, StateCache):
+        if new.features is None or new.key is not None:
+            # says why it can't
+            return self.attend(query, new)[0], new
+        keys, magnitudes, values = new.features, new.log_magnitude, at_least_float32(new.value)
+        assert magnitudes is not None
+        new = replace(new, value=values)
+        if cache is None:
+            # all at once, and with gradients within the call
+            out, _ = self.attend(query, new, Mask(causal=True), dropout_p=dropout_p)
+            return out, SummedKeys(LinearState.empty(keys, values), new.feature_map).append(new)
+        if dropout_p > 0.0 or not isinstance(cache, SummedKeys):
             raise ValueError(
                 "a layer with backend='linear' goes on with a cache of its own, and without dropout; "
                 "call layer.eval(), or build the layer with another backend"
             )
+        assert new.feature_map is not None
+        with torch.autocast(query.device.type, enabled=False):
+            features = self.features_of_queries(new.feature_map, at_least_float32(query))
         outs = []
-        for t in range(values.size(-2)):  # causal within the call, too
+        # causal within the call, too
+        for t in range(new.length):
             row = slice(t, t + 1)
-            cache = cache.extend(key_features[..., row, :], values[..., row, :], key_log_magnitude[..., row])
-            outs.append(cache.state.read(query_features[..., row, :], FLOOR))
-        return torch.cat(outs, -2).to(value.dtype), cache
-
-    def extra_repr(self) -> str:
-        """Name the exponent and the backend."""
-        return f"p={self.p}, backend={self.backend!r}"
+            cache = cache.append(
+                replace(new, value=values[..., row, :], features=keys[..., row, :], log_magnitude=magnitudes[..., row])
+            )
+            outs.append(cache.state.read(features[..., row, :], FLOOR))
+        return torch.cat(outs, -2).to(query.dtype), cache
 
 
-def causal_mask(n: int, m: int, device: torch.device) -> tuple[Tensor | None, bool]:
-    """Return the ``attn_mask`` and ``is_causal`` with which the last n of m positions attend to their past.
-
-    ``is_causal`` counts queries and keys from the same first position, and so serves a sequence from its beginning.
-
-    Shapes:
-        the mask (n, m), boolean, True = may attend; None if there is nothing to forbid or ``is_causal`` says it.
-
-    Example:
-        >>> causal_mask(2, 4, torch.device("cpu"))[0]
-        tensor([[ True,  True,  True, False],
-                [ True,  True,  True,  True]])
-        >>> causal_mask(4, 4, torch.device("cpu")), causal_mask(1, 4, torch.device("cpu"))
-        ((None, True), (None, False))
-    """
-    if n == m:
-        return None, True
-    return None if n == 1 else torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n), False
-
-
-def mean_key(key: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def mean_key(key: Tensor, allowed: Tensor | None = None) -> Tensor:
     """Average the keys that may be attended to; zeros if there are none.
 
     Shapes:
-        key (b, h, m, d); key_mask (b, 1, m), True = may attend; the result (b, h, d).
+        key (b, h, m, d); allowed broadcastable to (b, h, 1, m), True = may attend; the result (b, h, d).
 
     Example:
-        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[True, False]]]))
+        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[True, False]]]]))
         tensor([[[1.]]])
     """
-    if key_mask is None:
+    if allowed is None:
         return key.sum(-2) / max(key.size(-2), 1)
-    mask = key_mask.unsqueeze(-1)
-    return key.masked_fill(~mask, 0.0).sum(-2) / mask.sum(-2).clamp_min(1)
-
-
-def merge_masks(key_mask: Tensor | None, key_bias: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
-    """Combine masks into one: boolean as long as all of them are, else floating with -inf where it forbids.
-
-    Shapes:
-        key_mask, key_bias (b, 1, m); attn_mask broadcastable to (b, h, n, m); the result as attn_mask, or (b, 1, 1, m)
-        if there is none.
-
-    Example:
-        >>> merge_masks(torch.tensor([[[True, False]]]), None, torch.zeros(1, 2))
-        tensor([[[[0., -inf]]]])
-    """
-    mask = attn_mask
-    if key_bias is not None:
-        bias = key_bias.unsqueeze(-2)
-        if mask is None:
-            mask = bias
-        elif mask.dtype == torch.bool:
-            mask = bias.masked_fill(~mask, -math.inf)
-        else:
-            mask = mask + bias
-    if key_mask is not None:
-        allowed = key_mask.unsqueeze(-2)
-        if mask is None:
-            mask = allowed
-        elif mask.dtype == torch.bool:
-            mask = mask & allowed
-        else:
-            mask = mask.masked_fill(~allowed, -math.inf)
-    return mask
+    chosen = allowed.mT
+    return key.masked_fill(~chosen, 0.0).sum(-2) / chosen.sum(-2).clamp_min(1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -469,40 +395,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _features(x: Tensor, frequencies: tuple[Tensor, ...]) -> Tensor:
-    """Map queries or keys to features: Bochner's with one set of frequencies, Yaglom's with two."""
-    features = stationary_features if len(frequencies) == 1 else nonstationary_features
-    return features(x, *(at_least_float32(w) for w in frequencies))
-
-
-def _softmax_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
-    dropout_p: float,
-    scale: float,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Softmax attention in which a query that may attend to nothing gets zeros, with zero gradient."""
-    allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
-    if allowed is not None:
-        key, value = silence_unattended(key, allowed), silence_unattended(value, allowed)
-    if need_weights:
-        log_weight = (query * scale) @ key.mT
-        return log_weight_attention(log_weight if bias is None else log_weight + bias, value, allowed, dropout_p)
-    if allowed is None:
-        return _fused(query, key, value, bias, False, dropout_p, scale), None
-    empty = ~allowed.any(-1, keepdim=True)
-    reachable = allowed | empty
-    mask = reachable if bias is None else bias.to(query.dtype).masked_fill(~reachable, -math.inf)
-    return _fused(query, key, value, mask, False, dropout_p, scale).masked_fill(empty, 0.0), None
-
-
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, dropout_p: float, scale: float
-) -> Tensor:
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p, scale=scale
-    )
+def _checked(features: Tensor, x: Tensor) -> Tensor:
+    """Refuse what a feature map must not return."""
+    if features.shape[-2] != x.shape[-2] or features.dim() < 2:
+        raise ValueError(
+            f"a feature map must return (..., rows, features) with a row for each of {x.size(-2)} rows, got shape "
+            f"{tuple(features.shape)} for {tuple(x.shape)}"
+        )
+    return features

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.multihead import MultiheadAttention
+from ika_lightning.attention.layer import MultiheadAttention
+from ika_lightning.attention.mask import Mask
 
 # What some models add to their logits. Dropping it in silence would make another model of theirs.
 _UNSUPPORTED = ("position_bias", "softcap", "s_aux")
@@ -42,7 +43,8 @@ def attach_kernel_attention(
     Args:
         model: A model whose attention goes through ``transformers.AttentionInterface``, as nearly all do.
         attention: The class of layers whose core is used.
-        inputs: What to run the model with; ``model.dummy_inputs`` if None.
+        inputs: What to run the model with; if None, ``model.dummy_inputs``, or for a model of images a black one of the
+            size that its configuration tells.
         name: Name of the attention implementation, see :func:`register_kernel_attention`.
         **options: Arguments of that class's constructor, such as p and num_samples.
 
@@ -50,7 +52,7 @@ def attach_kernel_attention(
         The model.
 
     Raises:
-        ValueError: If no module of the model attends through the interface.
+        ValueError: If no module of the model attends through the interface, or the model does not run without inputs.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,7 +63,7 @@ def attach_kernel_attention(
         >>> model(torch.tensor([[1, 5, 3]])).logits.shape
         torch.Size([1, 3, 11])
     """
-    sizes = _measure_heads(model, model.dummy_inputs if inputs is None else inputs, name)
+    sizes = _measure_heads(model, inputs, name)
     for module, (num_heads, head_dim) in sizes.items():
         core = attention(num_heads * head_dim, num_heads, **options).core
         module.kernel_core = core.to(next(module.parameters())).train(module.training)
@@ -127,19 +129,25 @@ def attend(
         root = math.sqrt(scaling * math.sqrt(d))
         query, key = query * root, key * root
 
-    masks: dict[str, Any]
-    if attention_mask is not None:
-        shared = not causal and attention_mask.size(-2) == 1 and attention_mask.dtype == torch.bool
-        masks = {"key_mask": attention_mask[:, 0]} if shared else {"attn_mask": attention_mask}
-    elif causal and n == 1:
-        # Nothing to forbid; but a mask says that the mean key would leak, so that this step of generation has the
-        # kernel that the whole sequence has.
-        masks = {"attn_mask": torch.ones(1, key.size(-2), dtype=torch.bool, device=key.device)}
-    else:
-        masks = {"is_causal": causal}
     need_weights = bool(kwargs.get("output_attentions", False))
-    out, weights = core(query, key, value, **masks, dropout_p=dropout, need_weights=need_weights)
+    mask = _mask(attention_mask, causal, n, key)
+    out, weights = core(query, key, value, mask, dropout_p=dropout, need_weights=need_weights)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _mask(attention_mask: Tensor | None, causal: bool, n: int, key: Tensor) -> Mask:
+    """Read what ``transformers`` says of a call."""
+    if attention_mask is not None:
+        shared = not causal and attention_mask.size(-2) == 1
+        read = Mask.of(attention_mask)
+        if shared or read.pairs is not None:
+            return read
+        return Mask(pairs=read.keys, pair_bias=read.key_bias)
+    if causal and n == 1:
+        # Nothing to forbid; but a mask of pairs says that the mean key would leak, so that this step of generation has
+        # the kernel that the whole sequence has.
+        return Mask(pairs=torch.ones(1, key.size(-2), dtype=torch.bool, device=key.device))
+    return Mask(causal=causal)
 
 
 def make_mask(*, q_length: int, mask_function: Callable[..., Any], **kwargs: Any) -> Tensor | None:
@@ -152,7 +160,19 @@ def make_mask(*, q_length: int, mask_function: Callable[..., Any], **kwargs: Any
     return mask
 
 
-def _measure_heads(model: PreTrainedModel, inputs: dict[str, Tensor], name: str) -> dict[nn.Module, tuple[int, int]]:
+def _dummy_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Make inputs for one run of a model, if its configuration tells enough of them."""
+    if model.main_input_name != "pixel_values":
+        inputs: dict[str, Tensor] = model.dummy_inputs
+        return inputs
+    sizes = model.config.image_size
+    height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
+    return {"pixel_values": torch.zeros(1, model.config.num_channels, height, width, dtype=model.dtype)}
+
+
+def _measure_heads(
+    model: PreTrainedModel, inputs: dict[str, Tensor] | None, name: str
+) -> dict[nn.Module, tuple[int, int]]:
     """Switch the model over, and return heads and width of a head of each module that attends.
 
     The model is left as it was if no module does, or the run fails.
@@ -168,8 +188,17 @@ def _measure_heads(model: PreTrainedModel, inputs: dict[str, Tensor], name: str)
     AttentionInterface.register(name, measure)
     try:
         model.set_attn_implementation(name)
-        with torch.no_grad():
-            model.eval()(**{key: x.to(model.device) for key, x in inputs.items()})
+        try:
+            given = _dummy_inputs(model) if inputs is None else inputs
+            with torch.no_grad():
+                model.eval()(**{key: x.to(model.device) for key, x in given.items()})
+        except Exception as error:
+            if inputs is not None:
+                raise
+            raise ValueError(
+                f"inputs must be given for a {type(model).__name__}, to run it once: its dummy inputs do not fit "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give inputs={{name: tensor}}"
+            ) from error
         if not sizes:
             raise ValueError(
                 f"model must attend through transformers.AttentionInterface, but no module of {type(model)} does"

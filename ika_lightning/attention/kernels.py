@@ -1,13 +1,6 @@
-r"""Similarity: kernels estimated from frequencies, and explicit kernels chosen by hand.
+"""Explicit kernels: similarity chosen by hand, by its formula.
 
-A positive semi-definite function is the Fourier transform of a non-negative measure, its spectral density (Bochner's
-theorem; Yaglom's for kernels that are not functions of the difference). Frequencies drawn from the density give
-feature maps whose inner product estimates the kernel (eqs. 5 to 9 of `Implicit Kernel Attention
-<https://arxiv.org/abs/2006.06147>`_):
-
-.. math:: \rho(q, k) = \phi(q) \cdot \phi(k)
-
-To add a kernel, add a feature map or a :class:`Kernel` here; nothing else has to change.
+To add a kernel, add a :class:`Kernel` here; nothing else has to change.
 """
 
 from __future__ import annotations
@@ -17,106 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def stationary_features(x: Tensor, frequencies: Tensor) -> Tensor:
-    r"""Random Fourier features of a stationary kernel (Bochner).
-
-    .. math::
-        \phi(x) = \tfrac{1}{\sqrt M} [\cos(w_m \cdot x), \sin(w_m \cdot x)]_{m=1}^M, \qquad
-        \phi(q) \cdot \phi(k) = \tfrac1M \sum_m \cos(w_m \cdot (q - k))
-
-    Args:
-        x: Queries or keys.
-        frequencies: :math:`w_m`, in radians per unit of x.
-
-    Shapes:
-        x (..., n, d); frequencies (..., M, d); the result (..., n, 2M). Leading axes broadcast.
-
-    Example:
-        >>> stationary_features(torch.zeros(1, 3), torch.ones(2, 3))
-        tensor([[0.7071, 0.7071, 0.0000, 0.0000]])
-    """
-    return on_circle(phase(x, frequencies), frequencies.size(-2) ** -0.5)
-
-
-def nonstationary_features(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    r"""Random Fourier features of a non-stationary kernel (Yaglom), from pairs of frequencies.
-
-    .. math::
-        \phi(x) = \tfrac{1}{\sqrt{4M}} [\cos(u_m \cdot x) + \cos(w_m \cdot x),
-                                        \sin(u_m \cdot x) + \sin(w_m \cdot x)]_{m=1}^M
-
-    With c and e half the sum and half the difference of u and w, this is
-    :math:`\tfrac{1}{\sqrt M} \cos(e_m \cdot x) [\cos(c_m \cdot x), \sin(c_m \cdot x)]`: a stationary feature map whose
-    amplitude varies over the space, with three trigonometric functions instead of four. Equal pairs give
-    :func:`stationary_features`.
-
-    Args:
-        x: Queries or keys.
-        first: :math:`u_m`, in radians per unit of x.
-        second: :math:`w_m`.
-
-    Shapes:
-        x (..., n, d); first and second (..., M, d); the result (..., n, 2M). Leading axes broadcast.
-
-    Example:
-        >>> x, w = torch.ones(1, 3), torch.ones(2, 3)
-        >>> nonstationary_features(x, w, w).allclose(stationary_features(x, w))
-        True
-    """
-    points = on_circle(phase(x, (first + second) / 2), first.size(-2) ** -0.5)
-    amplitude = phase(x, (first - second) / 2).cos()
-    return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
-
-
-def phase(x: Tensor, frequencies: Tensor) -> Tensor:
-    r"""Return :math:`w_m \cdot x`.
-
-    A broadcast matrix product would copy frequencies that a batch shares for each of its sequences, which costs more
-    than the product itself where sequences are short: in decoding, a query each.
-
-    Shapes:
-        x (..., n, d); frequencies (..., M, d); the result (..., n, M). Leading axes broadcast.
-
-    Example:
-        >>> phase(torch.ones(5, 2, 1, 3), torch.ones(2, 4, 3)).shape
-        torch.Size([5, 2, 1, 4])
-    """
-    if x.dim() == frequencies.dim() + 1:
-        return torch.einsum("b...nd,...md->b...nm", x, frequencies)
-    return x @ frequencies.mT
-
-
-def on_circle(phase: Tensor, radius: float) -> Tensor:
-    """Return cosines and sines of phases, times a radius.
-
-    Each is the other's derivative, so the backward needs the result alone, which attention keeps in any case: no cosine
-    is computed twice, and nothing else is kept.
-
-    Shapes:
-        phase (..., M); the result (..., 2M), cosines first.
-
-    Example:
-        >>> on_circle(torch.zeros(1), radius=3.0)
-        tensor([3., 0.])
-    """
-    points: Tensor = _OnCircle.apply(phase, radius)
-    return points
-
-
-class _OnCircle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, phase: Tensor, radius: float) -> Tensor:
-        points = torch.cat([phase.cos(), phase.sin()], -1).mul_(radius)
-        ctx.save_for_backward(points)
-        return points
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (points,) = ctx.saved_tensors
-        (cos, sin), (grad_cos, grad_sin) = points.chunk(2, -1), grad.chunk(2, -1)
-        return torch.addcmul(grad_sin * cos, grad_cos, sin, value=-1), None
 
 
 class Kernel(nn.Module):
@@ -143,31 +36,65 @@ class Kernel(nn.Module):
     def __init__(self, num_heads: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.log_lengthscale = nn.Parameter(torch.empty(num_heads, 1, 1))
-        self.reset_parameters()
+        # relative to the lengthscale inside dot-product attention, which is then reached exactly in any precision
+        self.log_relative_lengthscale = nn.Parameter(torch.zeros(num_heads, 1, 1))
 
     def reset_parameters(self) -> None:
-        """Return to the initial kernel, in place; what a subclass adds starts at zero unless it says otherwise."""
+        """Return to the initial kernel, in place."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
-        nn.init.constant_(self.log_lengthscale, math.log(self.head_dim) / 4)
 
     @property
     def lengthscale(self) -> Tensor:
         """The lengthscale of each head, positive, in units of the query."""
-        return self.log_lengthscale.exp()
+        return self.log_relative_lengthscale.exp() * self.head_dim**0.25
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the logarithm of the kernel between every query and every key."""
         raise NotImplementedError
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # until version 0.1, the logarithm of the lengthscale itself was kept
+        old = state_dict.pop(f"{prefix}log_lengthscale", None)
+        if old is not None:
+            state_dict[f"{prefix}log_relative_lengthscale"] = old - math.log(self.head_dim) / 4
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 class RBFKernel(Kernel):
-    r"""The Gaussian kernel, :math:`\log k(q, k) = -|q - k|^2 / 2 \ell^2`."""
+    r"""The Gaussian kernel, :math:`\log k(q, k) = -s |q - k|^2 / 2 \sqrt d = -|q - k|^2 / 2 \ell^2`.
+
+    It is the exact part of a learned kernel as well: up to a factor of the query's, it is the exponential of a product,
+    :math:`e^{s q \cdot k / \sqrt d}\, e^{-s |k|^2 / 2 \sqrt d}`.
+
+    Args:
+        num_heads: Number of heads, h.
+        head_dim: Width of a head, d.
+        precision: s at the start, positive; 1 is dot-product attention's.
+
+    Raises:
+        ValueError: If the precision is not positive.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, precision: float = 1.0) -> None:
+        super().__init__(num_heads, head_dim)
+        if not 0.0 < precision < math.inf:
+            raise ValueError(f"precision, the s of exp(-s |q - k|^2 / 2 sqrt d), must be positive, got {precision}")
+        self.start = -math.log(precision) / 2
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Return to the initial precision, in place."""
+        nn.init.constant_(self.log_relative_lengthscale, self.start)
+
+    @property
+    def precision(self) -> Tensor:
+        """The s of each head, (h, 1, 1), positive; 1 is dot-product attention's."""
+        return (-2.0 * self.log_relative_lengthscale).exp()
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the logarithm of the kernel between every query and every key."""
-        return -squared_distance(query, key) / (2 * self.lengthscale.square())
+        return -squared_distance(query, key) * self.precision / (2 * math.sqrt(self.head_dim))
 
 
 class MaternKernel(Kernel):
@@ -196,7 +123,7 @@ class MaternKernel(Kernel):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         """Return the logarithm of the kernel between every query and every key."""
         squared = squared_distance(query, key)
-        # The gradient of a distance does not exist at 0 and is taken to be 0, as torch.cdist does.
+        # the gradient of a distance does not exist at 0 and is taken to be 0, as torch.cdist does
         apart = squared > 0
         distance = torch.where(apart, squared, 1.0).sqrt() * apart
         r = math.sqrt(2 * self.nu) * distance / self.lengthscale
@@ -248,8 +175,7 @@ class PeriodicKernel(Kernel):
     def reset_parameters(self) -> None:
         """Return to the initial kernel, in place."""
         super().reset_parameters()
-        if "log_period" in self._parameters:
-            nn.init.constant_(self.log_period, math.log(2 * math.pi))
+        nn.init.constant_(self.log_period, math.log(2 * math.pi))
 
     @property
     def period(self) -> Tensor:

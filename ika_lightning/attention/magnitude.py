@@ -12,11 +12,83 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-#: Exponent of a norm. The word is for configuration files and the command line, where infinity has no other spelling
-#: that a person would guess.
-Exponent = float | Literal["inf"]
+#: Exponent of a norm. Infinity is a word because configuration files and the command line have no other spelling for it
+#: that a person would guess; ``"learned"`` gives each head an exponent of its own.
+Exponent = float | Literal["inf", "learned"]
+
+
+class Magnitude(nn.Module):
+    r"""How much a key asks to be attended to, as a module: :func:`log_magnitude` with an exponent that may be learned.
+
+    .. math:: \text{mag}(x) = c_h \frac{|x|_{p_h}^2}{2 \sqrt d}, \qquad p_h = 1 + e^{r_h}
+
+    With ``p="learned"`` each head has an exponent p in (1, inf), which starts at 2, and a scale c > 0, which starts at
+    1: r and the logarithm of c are parameters that start at 0. (The paper learns p; the authors' code fixes it.) With
+    a number, p is that number and c is 1.
+
+    Args:
+        num_heads: Number of heads, h.
+        p: Exponent of the norm, in [1, inf], or ``"learned"``.
+
+    Shapes:
+        x (..., h, m, d); the result (..., h, m).
+
+    Raises:
+        ValueError: If p is below 1, or another word.
+
+    Example:
+        >>> magnitude, keys = Magnitude(num_heads=2, p="learned"), torch.randn(2, 5, 3)
+        >>> magnitude(keys).allclose(log_magnitude(keys, p=2.0))
+        True
+    """
+
+    def __init__(self, num_heads: int, p: Exponent = 2.0) -> None:
+        super().__init__()
+        learned = p == "learned"
+        self.fixed_p = None if learned else check_p(p)
+        self.raw_p = nn.Parameter(torch.empty(num_heads)) if learned else None
+        self.log_scale = nn.Parameter(torch.empty(num_heads)) if learned else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Return to p = 2 and a scale of 1, if they are learned."""
+        for parameter in (self.raw_p, self.log_scale):
+            if parameter is not None:
+                nn.init.zeros_(parameter)
+
+    @property
+    def p(self) -> float | Tensor:
+        """The exponent: a number, or that of each head, (h,)."""
+        if self.raw_p is None:
+            assert self.fixed_p is not None
+            return self.fixed_p
+        return 1.0 + self.raw_p.exp()
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The scale of each head, (h,); None if it is 1 and not learned."""
+        return None if self.log_scale is None else self.log_scale.exp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logarithm of the magnitude of keys."""
+        p = self.p
+        magnitude = log_magnitude(x, p.unsqueeze(-1) if isinstance(p, Tensor) else p)
+        return magnitude if self.scale is None else magnitude * self.scale.unsqueeze(-1)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the norms of vectors (n, h, d), with the heads' exponents; (n, h)."""
+        return norm(x, self.p)
+
+    def of_norm(self, x: Tensor, width: int) -> Tensor:
+        """Return the logarithm of the magnitude of keys of a width, given their norms; (n, h) -> (n, h)."""
+        magnitude = x.square() / (2.0 * math.sqrt(width))
+        return magnitude if self.scale is None else magnitude * self.scale
+
+    def extra_repr(self) -> str:
+        """Name the exponent."""
+        return f"p={'learned' if self.fixed_p is None else self.fixed_p}"
 
 
 def check_p(p: Exponent) -> float:
@@ -29,12 +101,16 @@ def check_p(p: Exponent) -> float:
         >>> check_p(2), check_p("inf")
         (2.0, inf)
     """
-    if not float(p) >= 1.0:
-        raise ValueError(f"p must be at least 1 for |x|_p to be a norm (inf is allowed), got {p}")
-    return float(p)
+    try:
+        number = float(p)
+    except ValueError:
+        number = math.nan
+    if not number >= 1.0:
+        raise ValueError(f"p must be at least 1 for |x|_p to be a norm (inf is allowed), or 'learned'; got {p!r}")
+    return number
 
 
-def log_magnitude(x: Tensor, p: Exponent = 2.0) -> Tensor:
+def log_magnitude(x: Tensor, p: Exponent | Tensor = 2.0) -> Tensor:
     r"""Logarithm of the L^p magnitude of a key.
 
     .. math:: \text{mag}(x) = \frac{|x|_p^2}{2 \sqrt d}, \qquad |x|_p = \Bigl(\sum_i |x_i|^p\Bigr)^{1/p}
@@ -47,10 +123,10 @@ def log_magnitude(x: Tensor, p: Exponent = 2.0) -> Tensor:
 
     Args:
         x: Keys.
-        p: Exponent of the norm, in [1, inf].
+        p: Exponent of the norm, in [1, inf]; or a tensor of exponents, finite, which gets a gradient.
 
     Shapes:
-        x (..., d); the result (...).
+        x (..., d); p, if it is a tensor, broadcastable to (...); the result (...).
 
     Raises:
         ValueError: If p is below 1.
@@ -61,11 +137,12 @@ def log_magnitude(x: Tensor, p: Exponent = 2.0) -> Tensor:
         >>> log_magnitude(torch.tensor([[3.0, 4.0, 0.0, 0.0]]), p=float("inf"))
         tensor([4.])
     """
-    squared_norm = x.square().sum(-1) if check_p(p) == 2.0 else norm(x, p).square()
+    two = not isinstance(p, Tensor) and check_p(p) == 2.0
+    squared_norm = x.square().sum(-1) if two else norm(x, p).square()
     return squared_norm / (2.0 * math.sqrt(x.size(-1)))
 
 
-def norm(x: Tensor, p: Exponent = 2.0) -> Tensor:
+def norm(x: Tensor, p: Exponent | Tensor = 2.0) -> Tensor:
     r"""The L^p norm, :math:`|x|_p = (\sum_i |x_i|^p)^{1/p}`.
 
     Value and gradient are finite for every p and at the zero vector, as in :func:`log_magnitude`. The norm of a vector
@@ -73,10 +150,10 @@ def norm(x: Tensor, p: Exponent = 2.0) -> Tensor:
 
     Args:
         x: Vectors.
-        p: Exponent of the norm, in [1, inf].
+        p: Exponent of the norm, in [1, inf]; or a tensor of exponents, finite, which gets a gradient.
 
     Shapes:
-        x (..., d); the result (...).
+        x (..., d); p, if it is a tensor, broadcastable to (...); the result (...).
 
     Raises:
         ValueError: If p is below 1.
@@ -85,15 +162,26 @@ def norm(x: Tensor, p: Exponent = 2.0) -> Tensor:
         >>> norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([5., 0.])
     """
-    p = check_p(p)
-    if p == 1.0:
-        return x.abs().sum(-1)
-    if p == math.inf:
-        return x.abs().amax(-1)
+    if not isinstance(p, Tensor):
+        p = check_p(p)
+        if p == 1.0:
+            return x.abs().sum(-1)
+        if p == math.inf:
+            return x.abs().amax(-1)
     # The norm over the divisor, times the divisor, does not depend on it, so the divisor needs no gradient.
-    largest = x.detach().abs().amax(-1, keepdim=True)
+    size = x.abs()
+    largest = size.detach().amax(-1, keepdim=True)
     largest = largest.masked_fill(largest == 0.0, 1.0)
-    total = (x / largest).abs().pow(p).sum(-1)
-    total = torch.where(total > 0.0, total, 1.0)
+    ratio = size / largest
+    if isinstance(p, Tensor):
+        # 0^p is 0 whatever p is, but its logarithm would give p a gradient of 0 times infinity
+        some = ratio > torch.finfo(ratio.dtype).tiny
+        powers = (torch.where(some, ratio, 1.0).log() * p.unsqueeze(-1)).exp().masked_fill(~some, 0.0)
+        total = powers.sum(-1)
+        total = torch.where(total > 0.0, total, 1.0)
+        root = (total.log() / p).exp()
+    else:
+        total = ratio.pow(p).sum(-1)
+        root = torch.where(total > 0.0, total, 1.0).pow(1.0 / p)
     is_zero = x.detach().eq(0.0).all(-1)
-    return largest.squeeze(-1) * total.pow(1.0 / p).masked_fill(is_zero, 0.0)
+    return largest.squeeze(-1) * root.masked_fill(is_zero, 0.0)

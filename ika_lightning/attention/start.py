@@ -7,11 +7,14 @@ or each of ``module.modules()`` in turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
+
+Init = Literal["softmax", "rbf", "wide", "paper"]
 
 
 class Linear(nn.Linear):
@@ -53,6 +56,51 @@ def reset_children(module: nn.Module) -> None:
             reset_children(child)
         else:
             reset()
+
+
+def initial_scale(num_heads: int, head_dim: int, num_samples: int, init: Init, smoothing: float = 0.0) -> float:
+    r"""Standard deviation of the frequencies at the start, in radians per unit of the query.
+
+    With ``"rbf"``, :math:`w \sim N(0, I (1 - s) / (2 \sqrt d))`, where s, the ``smoothing``, is the part of the
+    Gaussian that is exact: the whole kernel starts as :math:`\exp(-|q - k|^2 / 2 \sqrt d)`, so that attention with
+    p = 2 starts as an estimate of scaled dot-product attention.
+
+    Without an exact part that kernel is about :math:`e^{-\sqrt d}` for a query and a key of independent coordinates
+    with variance 1, and the estimate of so small a value is off by about :math:`1 / M`: wide heads start by attending
+    to noise. With ``"wide"``, :math:`w \sim N(0, I \ln 2 / d)`, it is about 1/4 in heads of any width. ``"softmax"``
+    has these frequencies, too, beside a whole Gaussian that is exact.
+
+    With ``"paper"``, the spread of the authors' uniform law of bound :math:`2 \pi / \sqrt{h M}`.
+
+    Raises:
+        ValueError: If init is another word.
+
+    Example:
+        >>> initial_scale(num_heads=8, head_dim=64, num_samples=64, init="rbf")
+        0.25
+    """
+    check_init(init, smoothing)
+    if init == "rbf":
+        return math.sqrt((1.0 - smoothing) / (2.0 * math.sqrt(head_dim)))
+    if init == "paper":
+        return 2.0 * math.pi / math.sqrt(3.0 * num_heads * num_samples)
+    return math.sqrt(math.log(2.0) / head_dim)
+
+
+def check_init(init: str, smoothing: float) -> None:
+    """Refuse a start that there is not, and a smoothing that is out of its range or has no part in that start.
+
+    Raises:
+        ValueError: If it is so.
+    """
+    if init not in get_args(Init):
+        raise ValueError(f"init must be one of {', '.join(map(repr, get_args(Init)))}, got {init!r}")
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(
+            f"smoothing must be in [0, 1), the exact part of the Gaussian, got {smoothing}; init='softmax' is all exact"
+        )
+    if smoothing > 0.0 and init != "rbf":
+        raise ValueError(f"smoothing goes with init='rbf' alone, got smoothing={smoothing} with init={init!r}")
 
 
 def normal_points(num_heads: int, num_samples: int, head_dim: int, device: torch.device | None = None) -> Tensor:

@@ -7,14 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from ika_lightning.callbacks.pictures import AttentionPictures
 from ika_lightning.pictures import Recording
 from ika_lightning.pictures.record import GraphRecording, SequenceRecording
 from ika_lightning.pictures.similarity import draw_similarity
-from ika_lightning.pictures.spectrum import correlation, draw_correlation, draw_density, frequencies, start_std
+from ika_lightning.pictures.spectrum import (
+    Frequencies,
+    correlation,
+    draw_correlation,
+    draw_density,
+    frequencies,
+    start_std,
+)
 from ika_lightning.pictures.weights import draw_magnitude, draw_maps, draw_neighbourhoods
 
 if TYPE_CHECKING:
@@ -75,7 +81,7 @@ class SpectralDensity(AttentionPictures):
 
     def __init__(self, share: float = 0.005) -> None:
         super().__init__(share)
-        self._history: dict[str, list[tuple[int, Tensor]]] = {}
+        self._history: dict[str, list[tuple[int, Frequencies]]] = {}
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,15 +94,15 @@ class SpectralDensity(AttentionPictures):
             began = time.perf_counter()
             for recording in self._leader.recordings.values():
                 if recording.frequencies:
-                    self._remember(recording, trainer.global_step)
+                    self._keep_moment(recording, trainer.global_step)
             self.seconds += time.perf_counter() - began
         super().on_validation_end(trainer, pl_module)
 
-    def _remember(self, recording: Recording, step: int) -> None:
+    def _keep_moment(self, recording: Recording, step: int) -> None:
         history = self._history.setdefault(recording.name, [])
         if len(history) > 1 and step - history[-1][0] < history[1][0] - history[0][0]:
             return
-        history.append((step, frequencies(recording).cpu()))
+        history.append((step, frequencies(recording)))
         if len(history) == self._MAX_LINES:  # the first stays, and the others are twice as far apart
             del history[1::2]
 
@@ -112,7 +118,7 @@ class SpectralDensity(AttentionPictures):
 
     def _draw_density(self, recording: Recording, step: int) -> Figure:
         before = [line for line in self._history.get(recording.name, []) if line[0] != step]
-        now = step, frequencies(recording).cpu()
+        now = step, frequencies(recording)
         return draw_density([*before, now], start_std(recording), recording.name)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ika_lightning.attention.core import Regularised
+from ika_lightning.attention.core import Core
+from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.pictures.record import attention_layers
 
 
@@ -23,6 +24,10 @@ class TrainingSignals(Callback):
 
     ===========================  =====================================================================================
     ``kl/<layer>``               the divergence of a layer's spectrum from its prior, of the last step
+    ``precision/<layer>``        the s of the exact part of its kernel, where 1 is dot-product attention's
+    ``share/<layer>``            the share a of the sampled part
+    ``p/<layer>``                the exponent of its magnitude, and
+    ``magnitude_scale/<layer>``  the scale of it, if they are learned
     ``gradient/norm``            the L2 norm of all gradients, before they are clipped
     ``learning_rate``            of the optimizer's first group; ``learning_rate/<group>`` if there are several
     ``speed/<unit>_per_second``  over all processes, without the time of validation
@@ -52,7 +57,7 @@ class TrainingSignals(Callback):
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.seconds = 0.0
-        self._layers: dict[str, Regularised] = {}
+        self._layers: dict[str, Core] = {}
         self._logged = -1
         self._on = False
         self._norm: Tensor | None = None
@@ -62,7 +67,7 @@ class TrainingSignals(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._layers = {n: layer for n, layer in attention_layers(pl_module).items() if isinstance(layer, Regularised)}
+        self._layers = {name: core for name, (_, core) in attention_layers(pl_module).items()}
         self._since = time.perf_counter()
         self._on = trainer.is_global_zero and bool(trainer.loggers)
         if self._on and pl_module.automatic_optimization:
@@ -108,7 +113,7 @@ class TrainingSignals(Callback):
         self.seconds += self._since - now
 
     def _measure(self, trainer: Trainer) -> dict[str, float]:
-        values = {f"kl/{name}": layer.kl.item() for name, layer in self._layers.items()}
+        values = {name: value for layer, core in self._layers.items() for name, value in learned(layer, core).items()}
         if self._norm is not None:
             values["gradient/norm"] = self._norm.item()
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -147,6 +152,26 @@ class TrainingSignals(Callback):
             clip(optimizer, *args, **kwargs)
 
         pl_module.configure_gradient_clipping = measure_and_clip  # type: ignore[method-assign]
+
+
+def learned(name: str, core: Core) -> dict[str, float]:
+    """Return what a layer has learned about its kernel in few numbers, as far as it learns them; means over the heads.
+
+    Example:
+        >>> from ika_lightning.attention import RBF
+        >>> learned("first", RBF(8, 2, p="learned").core)
+        {'precision/first': 1.0, 'p/first': 2.0, 'magnitude_scale/first': 1.0}
+    """
+    values: dict[str, Tensor] = {}
+    if core.spectrum is not None:
+        values["kl"] = core.kl
+    if isinstance(core.kernel, RBFKernel):
+        values["precision"] = core.kernel.precision
+    if core.share is not None:
+        values["share"] = core.share
+    if isinstance(core.p, Tensor) and core.magnitude.scale is not None:
+        values |= {"p": core.p, "magnitude_scale": core.magnitude.scale}
+    return {f"{kind}/{name}": value.detach().float().mean().item() for kind, value in values.items()}
 
 
 def count_units(batch: Any) -> dict[str, Any]:

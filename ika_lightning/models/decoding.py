@@ -154,7 +154,7 @@ class _Beams:
         self.going = self.going[keep]
         if keep.numel() < b:
             self.state = self.state.select_sources(keep)
-        self.state = self.state.reorder_((keep.unsqueeze(1) * k + parent).flatten())
+        self.state = self.state.select_((keep.unsqueeze(1) * k + parent).flatten())
 
     def _best_tokens(self, count: int, last_chance: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and number of the best next tokens of each beginning, (b, k, count)."""
@@ -197,7 +197,7 @@ def _keep_places(keep: Tensor) -> Tensor:
 def _stay_with_parents(parent: Tensor) -> Tensor:
     """Return an order of the k continuations in which the first child of each beginning stands where that stood.
 
-    What is remembered of a beginning need not be copied then, unless it has several children.
+    The keys of a beginning need not be copied then, unless it has several children.
 
     Shapes:
         parent (b, k), from 0 to k - 1; the result (b, k), a permutation in each row.

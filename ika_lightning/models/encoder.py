@@ -7,12 +7,25 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ika_lightning.attention import MultiheadAttention
+from ika_lightning.models.base import Network
 
-#: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads).
+#: What a model is told its attention by: a layer class, or anything else to be called with (embed_dim, num_heads,
+#: batch_first=True). The command line reads of a type how many arguments are not its own: those without a name.
 AttentionFactory = Callable[[int, int], MultiheadAttention]
 
 
-class EncoderLayer(nn.Module):
+def build_attention(attention: AttentionFactory, width: int, num_heads: int) -> MultiheadAttention:
+    """Build an attention layer whose sequences come as (batch, length, width).
+
+    Example:
+        >>> from ika_lightning.attention import RBF
+        >>> build_attention(RBF, 8, 2).batch_first
+        True
+    """
+    return attention(width, num_heads, batch_first=True)  # type: ignore[call-arg]
+
+
+class EncoderLayer(Network):
     r"""A pre-norm transformer layer: attention, then a feed-forward network, each beside a residual connection.
 
     .. math:: x \leftarrow x + \text{attention}(\text{norm}(x)), \qquad x \leftarrow x + \text{ffn}(\text{norm}(x))
@@ -22,7 +35,7 @@ class EncoderLayer(nn.Module):
     Args:
         width: Width of the sequence.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward network.
         dropout: Probability with which an output of attention or network is dropped in training.
 
@@ -38,7 +51,7 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = attention(width, num_heads)
+        self.attention = build_attention(attention, width, num_heads)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -53,14 +66,14 @@ class EncoderLayer(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Network):
     """A stack of :class:`EncoderLayer`, normed at the end.
 
     Args:
         width: Width of the sequence.
         depth: Number of layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.cache import Cache, Memory
-from ika_lightning.models.encoder import AttentionFactory, Encoder, feed_forward
+from ika_lightning.attention.encoded import Cache, EncodedKeys
+from ika_lightning.models.base import Embedding, Network
+from ika_lightning.models.encoder import AttentionFactory, Encoder, build_attention, feed_forward
 from ika_lightning.models.positions import sinusoids
 
 
@@ -18,35 +19,36 @@ from ika_lightning.models.positions import sinusoids
 class DecoderState:
     """All that later words need to know of the sources and of the words before.
 
-    One source may have several hypotheses, which stand next to one another. They share what is remembered of the
-    source: in cross-attention, the hypotheses of a source are so many queries to one memory, so nothing is copied.
+    One source may have several hypotheses, which stand next to one another. They share the encoded keys of
+    the source: in cross-attention, the hypotheses of a source are so many queries to the same keys, and nothing is
+    copied.
 
     Args:
-        memories: What each layer remembers of the sources.
-        caches: What each layer remembers of the words so far; none before the first.
+        sources: The keys of the sources, encoded by each layer.
+        caches: Those of the words so far; none before the first.
         length: How many words there are so far.
 
     Shapes:
-        memories of b sources, caches of s hypotheses, s a multiple of b.
+        keys of b sources, caches of s hypotheses, s a multiple of b.
     """
 
-    memories: tuple[Memory, ...]
+    sources: tuple[EncodedKeys, ...]
     caches: tuple[Cache, ...] = ()
     length: int = 0
 
-    def reorder_(self, index: Tensor) -> DecoderState:
+    def select_(self, index: Tensor) -> DecoderState:
         """Return the state of the hypotheses ``index``, (s,), in place of this one; repeats and omissions are fine.
 
         Only hypotheses that move are copied, so let those that go on stay where they are.
         """
-        return replace(self, caches=tuple(cache.reorder_(index) for cache in self.caches))
+        return replace(self, caches=tuple(cache.select_(index) for cache in self.caches))
 
     def select_sources(self, index: Tensor) -> DecoderState:
-        """Return a state that remembers only the sources ``index``, (b,); hypotheses stay as they are."""
-        return replace(self, memories=tuple(memory.select(index) for memory in self.memories))
+        """Return a state with only the sources ``index``, (b,); hypotheses stay as they are."""
+        return replace(self, sources=tuple(keys.select(index) for keys in self.sources))
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Network):
     r"""A pre-norm decoder layer: causal self-attention, attention to the source, and a feed-forward network.
 
     .. math::
@@ -57,8 +59,8 @@ class DecoderLayer(nn.Module):
     Args:
         width: Width of both sequences.
         num_heads: Number of attention heads; it must divide the width.
-        self_attention: The attention to earlier positions, called with (width, num_heads).
-        cross_attention: The attention to the source, called with (width, num_heads).
+        self_attention: The attention to earlier positions, called with (width, num_heads, batch_first=True).
+        cross_attention: The attention to the source, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward network.
         dropout: Probability with which an output of attention or network is dropped in training.
 
@@ -81,9 +83,9 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attention_norm = nn.LayerNorm(width)
-        self.self_attention = self_attention(width, num_heads)
+        self.self_attention = build_attention(self_attention, width, num_heads)
         self.cross_attention_norm = nn.LayerNorm(width)
-        self.cross_attention = cross_attention(width, num_heads)
+        self.cross_attention = build_attention(cross_attention, width, num_heads)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_width, dropout)
         self.dropout = nn.Dropout(dropout)
@@ -105,12 +107,12 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(attended)
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
-    def decode(self, x: Tensor, memory: Memory, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def decode(self, x: Tensor, source: EncodedKeys, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """Transform the next positions, as :meth:`forward` does with all of them.
 
         Args:
             x: The next positions of s hypotheses.
-            memory: What ``cross_attention.remember`` returned of the b sources; those of a source stand together.
+            source: What ``cross_attention.encode_keys`` returned of the b sources; those of a source stand together.
             cache: What the call for the positions before returned; None at the beginning.
 
         Shapes:
@@ -121,12 +123,12 @@ class DecoderLayer(nn.Module):
         """
         attended, cache = self.self_attention.decode(self.self_attention_norm(x), cache)
         x = x + self.dropout(attended)
-        queries = self.cross_attention_norm(x).view(memory.rows[0].size(0), -1, x.size(-1))  # (b, s / b * t, width)
-        x = x + self.dropout(self.cross_attention.recall(queries, memory).view_as(x))
+        queries = self.cross_attention_norm(x).view(source.num_sequences, -1, x.size(-1))  # (b, s / b * t, width)
+        x = x + self.dropout(self.cross_attention.attend(queries, source).view_as(x))
         return x + self.dropout(self.ffn(self.ffn_norm(x))), cache
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Network):
     r"""A pre-norm encoder-decoder over tokens, with sinusoidal positions.
 
     The output layer is the table of target embeddings, transposed (`Press and Wolf 2017
@@ -144,7 +146,7 @@ class EncoderDecoder(nn.Module):
         width: Width of the network.
         depth: Number of layers of encoder and decoder each.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         decoder_attention: The causal self-attention of the decoder; as ``attention`` if None.
         cross_attention: The attention of the decoder to the source; as ``attention`` if None.
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
@@ -224,7 +226,9 @@ class EncoderDecoder(nn.Module):
         """
         padding = source == self.padding
         encoded = self.encoder(self._embed(self.source_embedding, source), padding)
-        return DecoderState(tuple(layer.cross_attention.remember(encoded, encoded, padding) for layer in self.layers))
+        return DecoderState(
+            tuple(layer.cross_attention.encode_keys(encoded, encoded, padding) for layer in self.layers)
+        )
 
     def decode(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Return the scores after the next tokens of each hypothesis, and the state for those that follow.
@@ -244,8 +248,8 @@ class EncoderDecoder(nn.Module):
         """
         x = self._embed(self.target_embedding, tokens, state.length)
         caches = []
-        for number, (layer, memory) in enumerate(zip(self.layers, state.memories, strict=True)):
-            x, cache = layer.decode(x, memory, state.caches[number] if state.caches else None)
+        for number, (layer, keys) in enumerate(zip(self.layers, state.sources, strict=True)):
+            x, cache = layer.decode(x, keys, state.caches[number] if state.caches else None)
             caches.append(cache)
         later = replace(state, caches=tuple(caches), length=state.length + tokens.size(1))
         return self.scores(self.norm(x)), later
@@ -257,6 +261,4 @@ class EncoderDecoder(nn.Module):
 
 def embedding(vocabulary: int, width: int) -> nn.Embedding:
     """Make a table of token embeddings that may also serve as an output layer, whose scores start of size 1."""
-    table = nn.Embedding(vocabulary, width)
-    nn.init.normal_(table.weight, std=width**-0.5)
-    return table
+    return Embedding(vocabulary, width).starting(std=width**-0.5)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ika_lightning.models.base import Network
+
 #: What a model is told its convolution by: a class such as ``KernelGATConv`` or PyG's ``GATConv`` and ``GCNConv``, or
 #: anything else to be called with (width of the input, width of the output), and ``heads`` and ``concat`` if it has
 #: these arguments.
@@ -18,7 +20,7 @@ ConvFactory = Callable[[int, int], nn.Module]
 _FEW = 0.2
 
 
-class GraphNetwork(nn.Module):
+class GraphNetwork(Network):
     r"""Map each node of a graph to the scores of its classes, by convolutions (Velickovic et al. 2018).
 
     .. math:: x \leftarrow \text{elu}(\text{conv}(\text{dropout}(x)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ika_lightning.models.base import Network
 from ika_lightning.models.encoder import AttentionFactory, Encoder
 
 
-class RowTransformer(nn.Module):
+class RowTransformer(Network):
     """Map each row of a table to one number, looking at a context of other rows.
 
     Every row, of the context or not, attends to context rows only. So the answer for a row never depends on what else
@@ -19,7 +20,7 @@ class RowTransformer(nn.Module):
         width: Width of the network.
         depth: Number of encoder layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ika_lightning.models.base import Embedding, Network
 from ika_lightning.models.encoder import AttentionFactory, Encoder
 from ika_lightning.models.positions import sinusoids
 
@@ -20,7 +21,7 @@ _EMBED_STD = 0.1
 _POSITION_SCALE = 0.1
 
 
-class TextClassifier(nn.Module):
+class TextClassifier(Network):
     r"""Word vectors, a window over neighbouring words, an encoder, masked pooling, and a linear classifier.
 
     .. math:: x_t = W \, [e_{t - k}, \dots, e_{t + k}] + b + 0.1 \, p_t, \qquad
@@ -39,7 +40,7 @@ class TextClassifier(nn.Module):
         width: Width of the network.
         depth: Number of encoder layers.
         num_heads: Number of attention heads; it must divide the width.
-        attention: The attention layer, called with (width, num_heads).
+        attention: The attention layer, called with (width, num_heads, batch_first=True).
         embed_dim: Width of word vectors; that of the network if None.
         window: How many neighbouring words W sees at once, an odd number.
         pooling: What becomes of the sequence: its ``"mean"``, its ``"max"``, the place of an extra first token
@@ -83,16 +84,19 @@ class TextClassifier(nn.Module):
         embed_dim = width if embed_dim is None else embed_dim
         self.pooling = pooling
         self.word_dropout = word_dropout
-        self.embed = nn.Embedding(vocab_size, embed_dim, padding_idx=0)
-        nn.init.normal_(self.embed.weight, std=_EMBED_STD)
-        with torch.no_grad():
-            self.embed.weight[0] = 0.0
+        self.embed = Embedding(vocab_size, embed_dim, padding_idx=0).starting(std=_EMBED_STD)
         self.embed_dropout = nn.Dropout(embed_dropout)
         self.window = nn.Conv1d(embed_dim, width, window, padding=window // 2)
-        self.first = nn.Parameter(torch.randn(width) / math.sqrt(width)) if pooling == "cls" else None
+        self.first = nn.Parameter(torch.empty(width)) if pooling == "cls" else None
+        self._draw_first()
         self.encoder = Encoder(width, depth, num_heads, attention, ffn_width, dropout)
         self.weigh = nn.Linear(width, 1) if pooling == "attention" else None
         self.head = nn.Linear(width, num_classes)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in place."""
+        super().reset_parameters()
+        self._draw_first()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits of the classes.
@@ -115,6 +119,11 @@ class TextClassifier(nn.Module):
         pooled = self._pool(self.encoder(x, padding), padding)
         logits: Tensor = self.head(self.embed_dropout(pooled))
         return logits
+
+    def _draw_first(self) -> None:
+        if self.first is not None:
+            with torch.no_grad():
+                self.first.copy_(torch.randn_like(self.first) / math.sqrt(self.first.numel()))
 
     def _pool(self, x: Tensor, padding: Tensor) -> Tensor:
         """Reduce (b, n, width) to (b, width), over what is no padding."""

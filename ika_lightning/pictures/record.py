@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ika_lightning.attention.core import Core, DotProductCore, Regularised, at_least_float32
-from ika_lightning.attention.kernels import Kernel
+from ika_lightning.attention.core import Core, at_least_float32
+from ika_lightning.attention.features import FeatureMap, Fourier
+from ika_lightning.attention.implicit import ImplicitSpectrum
+from ika_lightning.attention.mask import Mask
 
 # Most edges of a graph whose keys are kept.
 _MAX_EDGES = 16_384
@@ -29,24 +31,35 @@ class Recording:
 
     Args:
         name: Where in the model the layer is.
-        num_heads: Number of heads, h.
-        width: Width of a query and a key of a head, d.
-        p: Exponent of the norm in the magnitude.
-        frequencies: The one or two sets of frequencies of a learned kernel, (h, M, d), or (b, h, M, d) where each
-            sequence or graph has its own; none for a kernel given by a formula.
-        kernel: The kernel given by a formula, if there is one.
-        learned: Whether the similarity is anything but dot-product attention's.
+        core: A copy of what makes its similarity and magnitude.
+        feature_map: What its spectrum returned; None if it has none.
         copula: The factor C of the correlation between heads, (h, h) or (b, h, h); None where heads are not coupled.
     """
 
     name: str
-    num_heads: int
-    width: int
-    p: float
-    frequencies: tuple[Tensor, ...] = ()
-    kernel: Kernel | None = None
-    learned: bool = True
+    core: Core
+    feature_map: FeatureMap | None = None
     copula: Tensor | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads, h."""
+        return self.core.num_heads
+
+    @property
+    def width(self) -> int:
+        """Width of a query and a key of a head, d."""
+        return self.core.head_dim
+
+    @property
+    def frequencies(self) -> tuple[Tensor, ...]:
+        """The one or two sets of frequencies, (h, M, d), or (b, h, M, d) where each sequence or graph has its own."""
+        return self.feature_map.frequencies if isinstance(self.feature_map, Fourier) else ()
+
+    @property
+    def learned(self) -> bool:
+        """Whether the similarity is anything but dot-product attention's."""
+        return self.core.kernel is not None or self.core.spectrum is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +69,12 @@ class SequenceRecording(Recording):
     Args:
         query: Queries, split into heads, (b, h, n, d).
         key: Keys, (b, h, m, d).
-        masks: ``key_mask``, ``key_bias``, ``attn_mask`` and ``is_causal``, as a core was given them.
+        mask: What may attend to what.
     """
 
     query: Tensor
     key: Tensor
-    masks: dict[str, Any]
+    mask: Mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +108,7 @@ class Recorder:
 
     Example:
         >>> from ika_lightning.attention import MIKAN
-        >>> layer, x = MIKAN(embed_dim=8, num_heads=2).eval(), torch.randn(3, 5, 8)
+        >>> layer, x = MIKAN(embed_dim=8, num_heads=2, batch_first=True).eval(), torch.randn(3, 5, 8)
         >>> with Recorder(layer) as recorder:
         ...     out, _ = layer(x, x, x, need_weights=False)
         >>> (recording,) = recorder.recordings.values()
@@ -107,17 +120,23 @@ class Recorder:
         self.recordings: dict[str, Recording] = {}
         self.max_sequences, self.max_queries = max_sequences, max_queries
         self._layers = attention_layers(model)
-        self._drawn: dict[nn.Module, Any] = {}  # what each spectrum and copula returned last
+        # what each spectrum and copula returned last
+        self._drawn: dict[nn.Module, Any] = {}
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Recorder:
         self.recordings = {}
-        for name, layer in self._layers.items():
-            self._handles += [part.register_forward_hook(self._keep) for part in _spectral_parts(layer)]
-            if isinstance(layer, Core):
-                handle = layer.register_forward_hook(self._record_sequences(name), with_kwargs=True)
+
+        # a function, which copies of the core share with it, and no method, which they would copy with all of this
+        def keep(part: nn.Module, _: Any, drawn: Any) -> None:
+            self._drawn[part] = drawn
+
+        for name, (layer, core) in self._layers.items():
+            self._handles += [part.register_forward_hook(keep) for part in _spectral_parts(core)]
+            if layer is core:
+                handle = core.register_forward_hook(self._record_sequences(name), with_kwargs=True)
             else:
-                handle = layer.register_edge_update_forward_hook(self._record_edges(name))  # type: ignore[operator]
+                handle = layer.register_edge_update_forward_hook(self._record_edges(name, core))  # type: ignore[operator]
             self._handles.append(handle)
         return self
 
@@ -126,51 +145,41 @@ class Recorder:
             handle.remove()
         self._handles, self._drawn = [], {}
 
-    def _keep(self, part: nn.Module, _: Any, drawn: Any) -> None:
-        self._drawn[part] = drawn
-
     def _record_sequences(self, name: str) -> Callable[..., None]:
         kept, asked = slice(self.max_sequences), slice(self.max_queries)
 
         def record(core: nn.Module, args: Any, kwargs: dict[str, Any], _: Any) -> None:
             if name in self.recordings:
                 return
+            assert isinstance(core, Core)
             query, key = (_copy(x[kept]) for x in args[:2])
-            masks: dict[str, Any] = {"is_causal": kwargs.get("is_causal", False)}
-            for argument, axes in (("key_mask", 3), ("key_bias", 3), ("attn_mask", 4)):
-                mask = kwargs.get(argument)
-                if mask is not None:
-                    mask = mask[kept] if mask.dim() == axes and mask.size(0) > 1 else mask
-                    masks[argument] = (mask[..., asked, :] if argument == "attn_mask" else mask).detach().clone()
+            mask = args[3] if len(args) > 3 else kwargs.get("mask", Mask())
+            mask = mask.select(torch.arange(len(query), device=query.device))
+            rows = {part: x[..., asked, :] for part in ("pairs", "pair_bias") if (x := getattr(mask, part)) is not None}
             self.recordings[name] = SequenceRecording(
                 **_describe(name, core, self._drawn, self.max_sequences),
-                num_heads=key.size(1),
-                width=key.size(-1),
                 query=query[:, :, asked],
                 key=key,
-                masks=masks,
+                mask=replace(mask, **rows),
             )
 
         return record
 
-    def _record_edges(self, name: str) -> Callable[..., None]:
+    def _record_edges(self, name: str, core: Core) -> Callable[..., None]:
         def record(layer: nn.Module, inputs: Any, weights: Tensor) -> None:
             if name in self.recordings:
                 return
             _, _, given = inputs
-            described = _describe(name, layer, self._drawn, self.max_sequences)
-            width = described["frequencies"][0].size(-1)
             i, j, keys = given["edge_index_i"].clone(), given["edge_index_j"].clone(), None
             if given["edge_attr"] is None:
                 some = slice(None, None, max(1, -(-len(i) // _MAX_EDGES)))
                 keys = given["keys"].detach()[j[some]]
-                if width == 2 * keys.size(-1):  # a key is both ends of its edge
+                # a key may be both ends of its edge
+                if core.head_dim == 2 * keys.size(-1):
                     keys = torch.cat([given["queries"].detach()[i[some]], keys], -1)
                 keys = at_least_float32(keys).transpose(0, 1)
             self.recordings[name] = GraphRecording(
-                **described,
-                num_heads=weights.size(1),
-                width=width,
+                **_describe(name, core, self._drawn, self.max_sequences),
                 node=i,
                 neighbour=j,
                 weights=_copy(weights),
@@ -180,23 +189,26 @@ class Recorder:
         return record
 
 
-def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Find what attends in a model: cores of attention over sequences, and convolutions over graphs.
+def attention_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Core]]:
+    """Find what attends in a model: cores over sequences, and convolutions over graphs.
 
     Returns:
-        Them by name; a core has the name of the layer that it is in.
+        Them and their cores by name; the core of a layer over sequences has the name of the layer that it is in.
 
     Example:
         >>> from ika_lightning.attention import IKAN, DotProduct
         >>> model = nn.ModuleDict({"first": IKAN(8, 2), "second": DotProduct(8, 2), "head": nn.Linear(8, 1)})
-        >>> [(name, type(layer).__name__) for name, layer in attention_layers(model).items()]
-        [('first', 'SpectralCore'), ('second', 'DotProductCore')]
+        >>> [(name, core.spectrum is None) for name, (_, core) in attention_layers(model).items()]
+        [('first', False), ('second', True)]
     """
-    return {
-        name.removesuffix("core").removesuffix("."): module
-        for name, module in model.named_modules()
-        if isinstance(module, Core | Regularised)
-    }
+    modules = dict(model.named_modules())
+    found: dict[str, tuple[nn.Module, Core]] = {}
+    for name, module in modules.items():
+        if isinstance(module, Core):
+            owner = name.removesuffix("core").removesuffix(".")
+            over_edges = hasattr(modules[owner], "register_edge_update_forward_hook")
+            found[owner] = (modules[owner] if over_edges else module, module)
+    return found
 
 
 def record_spectra(model: nn.Module) -> dict[str, Recording]:
@@ -215,33 +227,35 @@ def record_spectra(model: nn.Module) -> dict[str, Recording]:
     """
     recordings = {}
     with torch.no_grad():
-        for name, layer in attention_layers(model).items():
-            if parts := _spectral_parts(layer):
-                described = _describe(name, layer, {part: part(None) for part in parts}, 1)
-                num_heads, _, width = described["frequencies"][0].shape
-                recordings[name] = Recording(**described, num_heads=num_heads, width=width)
+        for name, (_, core) in attention_layers(model).items():
+            if parts := _spectral_parts(core):
+                recordings[name] = Recording(**_describe(name, core, {part: part(None) for part in parts}, 1))
     return recordings
 
 
-def _spectral_parts(layer: nn.Module) -> list[nn.Module]:
-    """The spectrum of a layer and its copula, as far as it has them."""
-    spectrum = getattr(layer, "spectrum", None)
-    return [part for part in (spectrum, getattr(spectrum, "copula", None)) if part is not None]
+def _spectral_parts(core: Core) -> list[nn.Module]:
+    """The spectrum of a core and its copula, as far as it has them."""
+    spectrum = core.spectrum
+    copula = spectrum.copula if isinstance(spectrum, ImplicitSpectrum) else None
+    return [part for part in (spectrum, copula) if part is not None]
 
 
-def _describe(name: str, layer: nn.Module, drawn: dict[nn.Module, Any], most: int) -> dict[str, Any]:
+def _describe(name: str, core: Core, drawn: dict[nn.Module, Any], most: int) -> dict[str, Any]:
     """Copy what makes the similarity and the magnitude of a layer, for the first ``most`` sequences."""
-    described: dict[str, Any] = {"name": name, "p": float(getattr(layer, "p", 2.0))}
-    if parts := _spectral_parts(layer):
-        frequencies, _ = drawn[parts[0]]
-        described["frequencies"] = tuple(_copy(w[:most] if w.dim() == 4 else w) for w in frequencies)
+    copied = copy.deepcopy(core).requires_grad_(False).eval()
+    if not any(x.dtype == torch.float64 for x in copied.parameters()):
+        copied.float()
+    described: dict[str, Any] = {"name": name, "core": copied}
+    if parts := _spectral_parts(core):
+        feature_map, _ = drawn[parts[0]]
+        if isinstance(feature_map, Fourier):
+            feature_map = type(feature_map)(
+                tuple(_copy(w[:most] if w.dim() == 4 else w) for w in feature_map.frequencies)
+            )
+        described["feature_map"] = feature_map
         for copula in parts[1:]:
             factor = drawn[copula]
             described["copula"] = _copy(factor[:most] if factor.dim() == 3 else factor)
-    elif isinstance(layer, DotProductCore):
-        described["learned"] = False
-    else:
-        described["kernel"] = copy.deepcopy(layer.kernel)
     return described
 
 

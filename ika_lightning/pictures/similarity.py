@@ -1,26 +1,25 @@
 r"""The learned similarity as a function, beside the Gaussian that it replaces.
 
-.. math:: \kappa(x, y) = \rho(x, y)^2 + 10^{-5}, \qquad \kappa_{\text{RBF}}(x, y) = e^{-|x - y|^2 / 2 \sqrt d}
+.. math::
+    \kappa(x, y) = e^{-s |x - y|^2 / 2 \sqrt d} \bigl((1 - a + a\, \rho(x, y))^2 + 10^{-5}\bigr), \qquad
+    \kappa_{\text{RBF}}(x, y) = e^{-|x - y|^2 / 2 \sqrt d}
+
+The whole of it: the exact part, if a layer has one, the atom 1 - a, and what was sampled. (Without an exact part,
+s = 0 and a = 1.)
 
 A kernel of d dimensions is shown along the direction in which its frequencies are largest: there it varies most.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ika_lightning.attention.functional import FLOOR
-from ika_lightning.attention.kernels import (
-    RBFKernel,
-    nonstationary_features,
-    squared_distance,
-    stationary_features,
-)
+from ika_lightning.attention.features import Bochner, Fourier
+from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.pictures.canvas import COLOURS, GREY, array, colour_bar, few_ticks, panels, styled, tiles
 from ika_lightning.pictures.record import Recording
 
@@ -42,32 +41,26 @@ def log_similarity(recording: Recording, x: Tensor, y: Tensor) -> Tensor:
         x (..., h, n, d); y (..., h, m, d); the result (..., h, n, m).
 
     Example:
-        >>> recording = Recording(name="", num_heads=2, width=3, p=2.0, frequencies=(torch.randn(2, 5, 3),))
-        >>> x = torch.randn(2, 4, 3)
+        >>> from ika_lightning.attention import IKANDirect
+        >>> from ika_lightning.pictures.record import record_spectra
+        >>> recording, x = record_spectra(IKANDirect(6, 2))[""], torch.randn(2, 4, 3)
         >>> log_similarity(recording, x, x).diagonal(dim1=1, dim2=2).allclose(torch.tensor(1e-5).log1p(), atol=1e-6)
         True
     """
-    if recording.frequencies:
-        features = stationary_features if len(recording.frequencies) == 1 else nonstationary_features
-        frequencies = [w.to(x) for w in recording.frequencies]
-        return ((features(x, *frequencies) @ features(y, *frequencies).mT).square() + FLOOR).log()
-    if recording.kernel is not None:
-        with torch.no_grad():
-            logarithm: Tensor = recording.kernel.to(x)(x, y)
-        return logarithm
-    return log_rbf(x, y)
-
-
-def log_rbf(x: Tensor, y: Tensor) -> Tensor:
-    r"""Evaluate the logarithm of dot-product attention's kernel, :math:`-|x - y|^2 / 2 \sqrt d`."""
-    return -squared_distance(x, y) / (2 * math.sqrt(x.size(-1)))
+    feature_map = recording.feature_map
+    if isinstance(feature_map, Fourier):
+        feature_map = type(feature_map)(tuple(w.to(x) for w in feature_map.frequencies))
+    with torch.no_grad():
+        return recording.core.to(x).log_similarity(x, y, feature_map)
 
 
 def of_first_sequence(recording: Recording) -> Recording:
     """Return a recording with the kernels of its first sequence alone, where each has its own."""
-    frequencies = tuple(w[0] if w.dim() == 4 else w for w in recording.frequencies)
+    feature_map = recording.feature_map
+    if recording.frequencies and recording.frequencies[0].dim() == 4 and isinstance(feature_map, Fourier):
+        feature_map = type(feature_map)(tuple(w[0] for w in feature_map.frequencies))
     copula = recording.copula[0] if recording.copula is not None and recording.copula.dim() == 3 else recording.copula
-    return replace(recording, frequencies=frequencies, copula=copula)
+    return replace(recording, feature_map=feature_map, copula=copula)
 
 
 def main_direction(recording: Recording) -> Tensor:
@@ -83,7 +76,9 @@ def main_direction(recording: Recording) -> Tensor:
 
 def is_stationary(recording: Recording) -> bool:
     """Whether the kernel is one of the difference of its arguments, as far as the layer's kind tells."""
-    return len(recording.frequencies) == 1 or isinstance(recording.kernel, RBFKernel) or not recording.learned
+    if recording.core.spectrum is not None:
+        return isinstance(recording.feature_map, Bochner)
+    return recording.core.kernel is None or isinstance(recording.core.kernel, RBFKernel)
 
 
 def kernel_along(recording: Recording, distances: Tensor) -> Tensor:
@@ -113,7 +108,9 @@ def draw_similarity(recording: Recording) -> Figure:
     Positions reach three of the Gaussian's lengthscales, :math:`d^{1/4}`, far.
 
     Example:
-        >>> recording = Recording(name="", num_heads=2, width=4, p=2.0, frequencies=(torch.randn(2, 8, 4),))
+        >>> from ika_lightning.attention import IKANDirect
+        >>> from ika_lightning.pictures.record import record_spectra
+        >>> recording = record_spectra(IKANDirect(8, 2, stationary=True))[""]
         >>> [line.get_label() for line in draw_similarity(recording).axes[0].lines]
         ['head 0', 'head 1', 'the RBF it replaces']
     """

@@ -1,19 +1,25 @@
 r"""The spectral density that a layer has learned, and how its heads depend on one another.
 
-The density is known by samples alone: the frequencies. All d coordinates of the M frequencies of a head are taken
-together, as the Gaussian that the kernel starts from, :math:`N(0, 1 / 2 \sqrt d)` in each coordinate, is the same in
-all of them.
+The similarity is the square of a kernel, whose density is drawn:
+
+.. math:: e^{-s |q - k|^2 / 4 \sqrt d}\, (1 - a + a \rho(q, k))
+
+A share a of it are the frequencies of :math:`\rho`, which are known by samples alone, and the rest is at zero; the
+exact part spreads both by a Gaussian, :math:`N(0, s / 2 \sqrt d)` in each coordinate. (Without an exact part nothing is
+spread, and a = 1.) All d coordinates of the M frequencies of a head are taken together, as the Gaussian inside
+dot-product attention, :math:`N(0, 1 / 2 \sqrt d)`, is the same in all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.pictures.canvas import GREY, array, colour_bar, few_ticks, panels, styled
 from ika_lightning.pictures.record import Recording
 from ika_lightning.pictures.similarity import of_first_sequence
@@ -24,12 +30,30 @@ if TYPE_CHECKING:
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def frequencies(recording: Recording) -> Tensor:
-    """Return the coordinates of all frequencies of each head, in radians per unit of the query; (h, 1 or 2 M d).
+class Frequencies(NamedTuple):
+    """What the density of a layer is made of.
 
-    Of a kernel that differs between sequences, those of the first.
+    Attributes:
+        samples: The coordinates of all frequencies of each head, in radians per unit of the query, (h, k).
+        share: The part a of the density that they make, (h,).
+        spread: The standard deviation of the Gaussian by which the exact part spreads all of it, (h,).
     """
-    return torch.cat([w.flatten(1) for w in of_first_sequence(recording).frequencies], 1)
+
+    samples: Tensor
+    share: Tensor
+    spread: Tensor
+
+
+def frequencies(recording: Recording) -> Frequencies:
+    """Return what the density is made of; of a kernel that differs between sequences, that of the first."""
+    samples = torch.cat([w.flatten(1) for w in of_first_sequence(recording).frequencies], 1).cpu()
+    core, heads = recording.core, recording.num_heads
+    share, spread = torch.ones(heads).to(samples), torch.zeros(heads).to(samples)
+    if core.share is not None:
+        share = core.share.detach().to(samples)
+    if isinstance(core.kernel, RBFKernel):
+        spread = core.kernel.precision.detach().to(samples).flatten().sqrt() * start_std(recording)
+    return Frequencies(samples, share, spread)
 
 
 def correlation(recording: Recording) -> Tensor | None:
@@ -46,65 +70,81 @@ def start_std(recording: Recording) -> float:
     return (2.0 * math.sqrt(recording.width)) ** -0.5
 
 
-def density(samples: Tensor, at: Tensor) -> Tensor:
-    r"""Estimate densities from samples with a Gaussian of Silverman's width around each.
+def density(drawn: Frequencies, at: Tensor) -> Tensor:
+    r"""Estimate densities from samples with a Gaussian of Silverman's width around each, spread by the exact part.
 
     .. math:: b = 0.9 \min(\text{std}, \text{iqr} / 1.34) \, k^{-1/5}
 
     and no less than half the distance of the places asked for: a narrower peak would pass between them.
 
     Shapes:
-        samples (h, k); at (g,), evenly spaced; the result (h, g).
+        at (g,), evenly spaced; the result (h, g).
 
     Example:
         >>> grid = torch.linspace(-8.0, 8.0, 401)
-        >>> density(torch.randn(2, 100), grid).sum(1).mul(16.0 / 400).allclose(torch.ones(2), atol=1e-3)
+        >>> drawn = Frequencies(torch.randn(2, 100), torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]))
+        >>> density(drawn, grid).sum(1).mul(16.0 / 400).allclose(torch.ones(2), atol=1e-3)
         True
     """
+    samples, share, spread = drawn
     low, high = samples.quantile(torch.tensor([0.25, 0.75]).to(samples), 1)
     width = torch.minimum(samples.std(1, correction=0), (high - low) / 1.34)
-    width = (0.9 * width * samples.size(1) ** -0.2).clamp_min(float(at[1] - at[0]) / 2)
-    scaled = (at[:, None, None] - samples) / width.unsqueeze(-1)  # (g, h, k)
-    return (scaled.square().mul(-0.5).exp().mean(-1) / (width * math.sqrt(2 * math.pi))).mT
+    least = float(at[1] - at[0]) / 2
+    width = (0.9 * width * samples.size(1) ** -0.2).clamp_min(least)
+
+    def gaussians(centres: Tensor, width: Tensor) -> Tensor:
+        # (g, h, k)
+        scaled = (at[:, None, None] - centres) / width.unsqueeze(-1)
+        return (scaled.square().mul(-0.5).exp().mean(-1) / (width * math.sqrt(2 * math.pi))).mT
+
+    sampled = gaussians(samples, (width.square() + spread.square()).sqrt())
+    atom = gaussians(torch.zeros_like(samples[:, :1]), spread.clamp_min(least))
+    return share.unsqueeze(1) * sampled + (1.0 - share).unsqueeze(1) * atom
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
 _POINTS = 121
 _MAX_HEADS = 8
-_MAX_SAMPLES = 512  # of a head, for its density
+# of a head, for its density
+_MAX_SAMPLES = 512
 
 
 @styled
-def draw_density(history: Sequence[tuple[int, Tensor]], start_std: float, name: str) -> Figure:
+def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, name: str) -> Figure:
     """Draw the density of each head's frequencies as a ridge, one head above the other.
 
     Each head has a line for each time it was looked at, the darker the later; the last is filled. Lines end at twice
     the height of the dashed one.
 
     Args:
-        history: Steps, and what :func:`frequencies` returned at each, (h, k).
+        history: Steps, and what :func:`frequencies` returned at each.
         start_std: What :func:`start_std` returned: the dashed curve.
         name: The layer.
 
     Example:
-        >>> figure = draw_density([(0, torch.randn(2, 40)), (10, torch.randn(2, 40))], 1.0, "encoder")
+        >>> drawn = Frequencies(torch.randn(2, 40), torch.ones(2), torch.zeros(2))
+        >>> figure = draw_density([(0, drawn), (10, drawn)], 1.0, "encoder")
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['head 0', 'head 1']
     """
     from matplotlib import colormaps
     from matplotlib.collections import LineCollection
 
-    drawn = [samples[:_MAX_HEADS] for _, samples in history]
+    drawn = [Frequencies(*(part[:_MAX_HEADS] for part in moment)) for _, moment in history]
     # as far as the last ones reach: on the way there, a head may have had frequencies far out
-    reach = max(4.0 * start_std, float(drawn[-1].abs().quantile(0.995)) * 1.25)
+    last = drawn[-1]
+    reach = max(4.0 * start_std, float(last.samples.abs().quantile(0.995)) * 1.25 + 2.0 * float(last.spread.max()))
     grid = torch.linspace(-reach, reach, _POINTS)
     start = (-0.5 * (grid / start_std).square()).exp() / (start_std * math.sqrt(2 * math.pi))
-    curves = [density(samples[:, :: -(-samples.size(1) // _MAX_SAMPLES)].cpu(), grid) for samples in drawn]
+    thinned = [
+        moment._replace(samples=moment.samples[:, :: -(-moment.samples.size(1) // _MAX_SAMPLES)]) for moment in drawn
+    ]
+    curves = [density(moment, grid) for moment in thinned]
     # a head whose frequencies have shrunk to nothing has a peak that would flatten all others
     curves = [curve.clamp_max(2.0 * float(start.max())) for curve in curves]
     lift = 1.1 * max(float(start.max()), *(float(curve.max()) for curve in curves))
-    heads = len(drawn[0])
+    heads = len(last.samples)
     figure, [[panel]] = panels(
         1, 1, f"Spectral density: {name}", width=3.4, height=max(1.0, 0.42 * heads), right=1.6, top=0.4
     )

@@ -17,9 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.core import merge_masks
-from ika_lightning.attention.functional import log_weight_attention, read_mask
-from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.attention.backends.reference import log_weight_attention
 from ika_lightning.pictures.canvas import COLOURS, array, colour_bar, few_ticks, panels, shortened, styled, tiles
 from ika_lightning.pictures.record import GraphRecording, Recording, SequenceRecording
 from ika_lightning.pictures.similarity import log_similarity
@@ -32,13 +30,11 @@ if TYPE_CHECKING:
 
 def attention_weights(recording: SequenceRecording) -> Tensor:
     """Compute the weights by their definition: what the layer returns with ``need_weights=True``; (b, h, n, m)."""
-    query, key = recording.query, recording.key
-    masks = dict(recording.masks)
-    is_causal = masks.pop("is_causal")
-    mask = merge_masks(masks.get("key_mask"), masks.get("key_bias"), masks.get("attn_mask"))
-    allowed, bias = read_mask(mask, is_causal, query.size(-2), key.size(-2), key.device)
-    log_weight = log_similarity(recording, query, key) + log_magnitude(key, recording.p).unsqueeze(-2)
-    _, weights = log_weight_attention(log_weight if bias is None else log_weight + bias, key, allowed)
+    query, key, mask = recording.query, recording.key, recording.mask
+    log_weight = log_similarity(recording, query, key) + recording.core.magnitude(key).unsqueeze(-2)
+    for bias in (mask.key_bias, mask.pair_bias):
+        log_weight = log_weight if bias is None else log_weight + bias
+    _, weights = log_weight_attention(log_weight, key, mask.allowed(query.size(-2), key.size(-2), key.device))
     return weights
 
 
@@ -52,9 +48,8 @@ def entropy(recording: Recording) -> Tensor | None:
         weights = attention_weights(recording)
         of_queries = -torch.xlogy(weights, weights).sum(-1)  # (b, h, n)
         real = weights.sum(-1) > 0
-        key_mask = recording.masks.get("key_mask")
-        if key_mask is not None and recording.query.size(-2) == recording.key.size(-2):
-            real = real & key_mask
+        if recording.mask.keys is not None and recording.query.size(-2) == recording.key.size(-2):
+            real = real & recording.mask.keys.squeeze(-2)
         return of_queries.transpose(0, 1)[:, real[:, 0]]
     if isinstance(recording, GraphRecording):
         terms = -torch.xlogy(recording.weights, recording.weights)
@@ -67,11 +62,13 @@ def entropy(recording: Recording) -> Tensor | None:
 def log_magnitudes(recording: Recording) -> Tensor | None:
     """Return the log-magnitude of each key that may be attended to, (h, r); None if no key was seen."""
     if isinstance(recording, SequenceRecording):
-        of_keys = log_magnitude(recording.key, recording.p).transpose(0, 1)  # (h, b, m)
-        key_mask = recording.masks.get("key_mask")
-        return of_keys.flatten(1) if key_mask is None else of_keys[:, key_mask.expand(len(recording.key), 1, -1)[:, 0]]
+        # (h, b, m)
+        of_keys = recording.core.magnitude(recording.key).transpose(0, 1)
+        keys = recording.mask.keys
+        return of_keys.flatten(1) if keys is None else of_keys[:, keys.expand(len(recording.key), 1, 1, -1)[:, 0, 0]]
     if isinstance(recording, GraphRecording) and recording.keys is not None:
-        return log_magnitude(recording.keys, recording.p)
+        magnitude: Tensor = recording.core.magnitude(recording.keys)
+        return magnitude
     return None
 
 
@@ -159,12 +156,12 @@ def _extent(
 ) -> tuple[int, int, tuple[Sequence[str], Sequence[str]] | None]:
     """How many queries and keys of an example to draw, without padding, and their names."""
     rows, columns, named = weights.size(-2), weights.size(-1), None
-    key_mask = recording.masks.get("key_mask")
+    key_mask = recording.mask.keys
     if names is not None and example < len(names[0]):
         named = names[0][example], names[1][example]
         rows, columns = min(rows, len(named[0]), _MAX_NAMED), min(columns, len(named[1]), _MAX_NAMED)
     elif key_mask is not None:
-        real = key_mask[example % len(key_mask), 0].nonzero()
+        real = key_mask[example % len(key_mask), 0, 0].nonzero()
         last = int(real.max()) + 1 if len(real) else 1
         rows, columns = last if rows == columns else rows, last
     return max(1, rows), max(1, columns), named
@@ -216,6 +213,14 @@ def draw_neighbourhoods(recording: GraphRecording, names: Sequence[str] | None =
     return figure
 
 
+def _exponents(recording: Recording) -> str:
+    """Say what p is: the number, or the least and the largest of the heads'."""
+    p = recording.core.p
+    if isinstance(p, float):
+        return f"p = {p:g}"
+    return f"p learned, {float(p.min()):.2f} to {float(p.max()):.2f}"
+
+
 @styled
 def draw_magnitude(recording: Recording) -> Figure:
     """Draw, for each head, how log-magnitude, entropy and effective number of keys are distributed.
@@ -241,7 +246,7 @@ def draw_magnitude(recording: Recording) -> Figure:
         (label, values[:_MAX_HEADS].float()) for label, values in measured if values is not None and values.numel()
     ]
     heads = min(recording.num_heads, _MAX_HEADS)
-    title = f"Magnitude (p = {recording.p:g}) and sparsity: {recording.name}"
+    title = f"Magnitude ({_exponents(recording)}) and sparsity: {recording.name}"
     figure, [row] = panels(
         1, max(1, len(shown)), title, width=1.9, height=max(0.8, 0.2 * heads), top=0.4, left=0.55, gap=(0.25, 0)
     )

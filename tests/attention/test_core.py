@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,18 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ika_lightning.attention import LinearKernel, MaternKernel, PeriodicKernel, RBFKernel
-from ika_lightning.attention.core import (
-    DotProductCore,
-    ExplicitKernelCore,
-    RBFCore,
-    SpectralCore,
-    at_least_float32,
-    mean_key,
-    merge_masks,
+from ika_lightning.attention import (
+    Bochner,
+    Core,
+    DirectSpectrum,
+    FeatureMap,
+    GaussianCopula,
+    ImplicitSpectrum,
+    LinearKernel,
+    MaternKernel,
+    PeriodicKernel,
+    RBFKernel,
+    Spectrum,
+    Yaglom,
 )
-from ika_lightning.attention.kernels import nonstationary_features, stationary_features
-from ika_lightning.attention.spectrum import DirectSpectrum, GaussianCopula, ImplicitSpectrum
+from ika_lightning.attention.core import at_least_float32, mean_key
+from ika_lightning.attention.kernels import Kernel
+from ika_lightning.attention.mask import Mask
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 3, 5, 7, 11, 4
 INF, NAN = math.inf, math.nan
@@ -61,170 +67,311 @@ def moved(module: nn.Module, size: float = 0.3) -> nn.Module:
     return module
 
 
-def spectral(kind: str = "implicit", **kwargs) -> SpectralCore:
+class Formula(Kernel):
+    """The Gaussian kernel by its formula alone, which no backend knows to be an exponential of a product."""
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        squared = (query.unsqueeze(-2) - key.unsqueeze(-3)).square().sum(-1)
+        return -squared / (2 * self.lengthscale.square())
+
+
+def core_of(kind: str = "implicit", p=2.0, kernel=None, share=None, backend: str = "auto", **kwargs) -> Core:
+    """A core whose kernel is learned."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if kind == "direct":
-            return SpectralCore(DirectSpectrum(HEADS, WIDTH, 13, **kwargs))
-        copula = GaussianCopula(HEADS, WIDTH) if kind == "copula" else None
-        return SpectralCore(ImplicitSpectrum(HEADS, WIDTH, 13, copula=copula, **kwargs))
+            spectrum: Spectrum = DirectSpectrum(HEADS, WIDTH, 13, **kwargs)
+        else:
+            copula = GaussianCopula(HEADS, WIDTH) if kind == "copula" else None
+            spectrum = ImplicitSpectrum(HEADS, WIDTH, 13, copula=copula, **kwargs)
+    return Core(HEADS, WIDTH, kernel=kernel, spectrum=spectrum, p=p, share=share, backend=backend)
+
+
+def both(kind: str = "implicit", p=2.0, precision: float = 0.6, share: float = 0.7, **kwargs) -> Core:
+    """A core with an exact part and a sampled one."""
+    return core_of(kind, p, RBFKernel(HEADS, WIDTH, precision), share, **kwargs)
+
+
+def of_kernel(kernel: Kernel, p=2.0) -> Core:
+    return Core(HEADS, WIDTH, kernel=kernel, p=p)
+
+
+def rbf(p=2.0) -> Core:
+    return of_kernel(RBFKernel(HEADS, WIDTH), p)
 
 
 CORES = {
-    "dot product": DotProductCore,
-    "RBF": lambda: RBFCore(HEADS, WIDTH, 1.8),
-    "Matern": lambda: ExplicitKernelCore(MaternKernel(HEADS, WIDTH), 1.8),
-    "linear": lambda: ExplicitKernelCore(LinearKernel(HEADS, WIDTH), 1.8),
-    "direct": lambda: spectral("direct"),
-    "implicit": spectral,
-    "copula": lambda: spectral("copula"),
+    "dot product": lambda: Core(HEADS, WIDTH),
+    "RBF": lambda: rbf(1.8),
+    "RBF learned": lambda: rbf("learned"),
+    "Matern": lambda: of_kernel(MaternKernel(HEADS, WIDTH), 1.8),
+    "linear": lambda: of_kernel(LinearKernel(HEADS, WIDTH), 1.8),
+    "direct": lambda: core_of("direct"),
+    "implicit": core_of,
+    "copula": lambda: core_of("copula"),
+    "both": both,
+    "both, direct": lambda: both("direct", 1.8),
+    "both, copula, learned": lambda: both("copula", "learned", stationary=True),
 }
 
-KEY_MASK = some(10, BATCH, 1, KEYS) | (torch.arange(KEYS) == 0)
-KEY_BIAS = randn(11, BATCH, 1, KEYS)
+KEY_MASK = some(10, BATCH, 1, 1, KEYS) | (torch.arange(KEYS) == 0)
+KEY_BIAS = randn(11, BATCH, 1, 1, KEYS)
+#: Pairs that may attend, and what is added to those that may.
+FLOAT_PAIRS = (torch.arange(KEYS) != 2).expand(QUERIES, KEYS)
 MASKS = {
-    "none": {},
-    "keys": {"key_mask": KEY_MASK},
-    "biased keys": {"key_mask": KEY_MASK, "key_bias": KEY_BIAS},
-    "pairs": {"attn_mask": some(12, QUERIES, KEYS) | (torch.arange(KEYS) == 0)},
-    "heads' pairs": {"attn_mask": some(13, BATCH, HEADS, QUERIES, KEYS) | (torch.arange(KEYS) == 0)},
-    "float pairs": {"attn_mask": randn(14, QUERIES, KEYS).masked_fill(torch.arange(KEYS) == 2, -INF)},
-    "keys and pairs": {"key_mask": KEY_MASK, "attn_mask": torch.arange(KEYS).roll(1).expand(QUERIES, KEYS) != 3},
-    "all": {"key_mask": KEY_MASK, "key_bias": KEY_BIAS, "attn_mask": randn(15, QUERIES, KEYS)},
-    "causal": {"is_causal": True},
-    "causal keys": {"is_causal": True, "key_mask": KEY_MASK},
-    "causal pairs": {"is_causal": True, "attn_mask": randn(16, BATCH, HEADS, QUERIES, KEYS)},
+    "none": Mask(),
+    "keys": Mask(keys=KEY_MASK),
+    "biased keys": Mask(keys=KEY_MASK, key_bias=KEY_BIAS),
+    "pairs": Mask(pairs=some(12, QUERIES, KEYS) | (torch.arange(KEYS) == 0)),
+    "heads' pairs": Mask(pairs=some(13, BATCH, HEADS, QUERIES, KEYS) | (torch.arange(KEYS) == 0)),
+    "float pairs": Mask(pairs=FLOAT_PAIRS, pair_bias=randn(14, QUERIES, KEYS)),
+    "keys and pairs": Mask(keys=KEY_MASK, pairs=torch.arange(KEYS).roll(1).expand(QUERIES, KEYS) != 3),
+    "all": Mask(keys=KEY_MASK, key_bias=KEY_BIAS, pair_bias=randn(15, QUERIES, KEYS)),
+    "causal": Mask(causal=True),
+    "causal keys": Mask(keys=KEY_MASK, causal=True),
+    "causal pairs": Mask(pair_bias=randn(16, BATCH, HEADS, QUERIES, KEYS), causal=True),
 }
 
 
-def one_mask(key_mask=None, key_bias=None, attn_mask=None, is_causal=False) -> Tensor:
-    """All masks as one that is added, element by element."""
-    mask = torch.zeros(BATCH, HEADS, QUERIES, KEYS, dtype=torch.float64)
-    if key_bias is not None:
-        mask = mask + key_bias.view(BATCH, 1, 1, KEYS)
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        mask = mask + attn_mask
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        mask = torch.where(attn_mask, mask, -INF)
-    if key_mask is not None:
-        mask = torch.where(key_mask.view(BATCH, 1, 1, KEYS), mask, -INF)
-    if is_causal:
-        mask = torch.where(torch.arange(KEYS) <= torch.arange(QUERIES).unsqueeze(-1), mask, -INF)
-    return mask
+def one_mask(mask: Mask) -> Tensor:
+    """All of a mask as one that is added, element by element."""
+    added = torch.zeros(BATCH, HEADS, QUERIES, KEYS, dtype=torch.float64)
+    for bias in (mask.key_bias, mask.pair_bias):
+        added = added if bias is None else added + bias
+    for allowed in (mask.keys, mask.pairs):
+        added = added if allowed is None else torch.where(allowed, added, -INF)
+    if mask.causal:
+        added = torch.where(torch.arange(KEYS) <= torch.arange(QUERIES).unsqueeze(-1), added, -INF)
+    return added
+
+
+def by_formula(core: Core, query: Tensor, key: Tensor, features: FeatureMap | None) -> Tensor:
+    """The weights of a core without masks, from the formula at the top of its file."""
+    weights = torch.ones(())
+    if core.kernel is not None:
+        weights = core.kernel(query, key).exp()
+    if features is not None:
+        rho = features(query) @ features(key).mT
+        share = 1.0 if core.share is None else core.share[:, None, None]
+        weights = weights * ((1 - share + share * rho) ** 2 + 1e-5)
+    p = core.p if isinstance(core.p, Tensor) else torch.full((HEADS,), core.p)
+    norms = [torch.linalg.vector_norm(key[:, head], p[head].item(), dim=-1) for head in range(HEADS)]
+    magnitude = torch.stack(norms, 1) ** 2 / (2 * WIDTH**0.5)
+    if core.magnitude.scale is not None:
+        magnitude = magnitude * core.magnitude.scale.unsqueeze(-1)
+    weights = weights * magnitude.exp().unsqueeze(-2)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+#: Cores that are dot-product attention at the start, whatever their samples.
+STARTS = {
+    "dot product": lambda: Core(HEADS, WIDTH),
+    "RBF": rbf,
+    "RBF learned": lambda: rbf("learned"),
+    "formula": lambda: of_kernel(Formula(HEADS, WIDTH)),
+    "direct": lambda: both("direct", precision=1.0, share=0.0),
+    "implicit": lambda: both("implicit", precision=1.0, share=0.0, stationary=True),
+    "copula, learned": lambda: both("copula", "learned", precision=1.0, share=0.0),
+    "reference": lambda: both("direct", precision=1.0, share=0.0, backend="reference"),
+}
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize(
-    "core", [DotProductCore(), RBFCore(HEADS, WIDTH).double(), ExplicitKernelCore(RBFKernel(HEADS, WIDTH)).double()]
-)
+@pytest.mark.parametrize("core", STARTS)
 def test_is_dot_product_attention(core, masks, need_weights):
     """The Gaussian kernel at its initial lengthscale times the L2 magnitude is what everybody uses."""
-    masks = MASKS[masks]
-    if list(core.parameters()):  # exact in float64, where the initial one is a float32
-        core.kernel.log_lengthscale.data.fill_(math.log(WIDTH) / 4)
+    core, mask = STARTS[core]().double(), MASKS[masks]
 
     def expected(query, key, value):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=one_mask(**masks))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=one_mask(mask))
 
     def ours(query, key, value):
-        out, weights = core(query, key, value, **masks, need_weights=need_weights)
+        out, weights = core(query, key, value, mask, need_weights=need_weights)
         assert (weights is not None) is need_weights
         return out
 
-    assert_close(with_gradients(ours, *inputs()), with_gradients(expected, *inputs()), rtol=1e-9, atol=1e-10)
+    assert_close(with_gradients(ours, *inputs()), with_gradients(expected, *inputs()), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("masks", ["none", "keys", "all", "causal"])
-@pytest.mark.parametrize("p", POWERS)
-def test_rbf_core_is_the_explicit_kernel(p, masks):
-    masks = MASKS[masks]
-    fused, plain = moved(RBFCore(HEADS, WIDTH, p)), ExplicitKernelCore(RBFKernel(HEADS, WIDTH), p).double()
+@pytest.mark.parametrize("p", [*POWERS, "learned"])
+def test_gaussian_kernel_as_an_exponential_of_a_product_is_its_formula(p, masks):
+    mask = MASKS[masks]
+    fused, plain = moved(rbf(p)), of_kernel(Formula(HEADS, WIDTH), p).double()
     plain.load_state_dict(fused.state_dict())
     assert fused.kernel.lengthscale.unique().numel() == HEADS
 
     def attend(core):
         def function(query, key, value, log_lengthscale):
-            parameters = {"kernel.log_lengthscale": log_lengthscale}
-            out, _ = torch.func.functional_call(core, parameters, (query, key, value), masks)
+            parameters = {"kernel.log_relative_lengthscale": log_lengthscale}
+            out, _ = torch.func.functional_call(core, parameters, (query, key, value, mask))
             return out
 
         return function
 
-    tensors = (*inputs(), fused.kernel.log_lengthscale)
+    tensors = (*inputs(), fused.kernel.log_relative_lengthscale)
     ours, expected = with_gradients(attend(fused), *tensors), with_gradients(attend(plain), *tensors)
     assert ours[4].ne(0).all()
     assert_close(ours, expected, rtol=1e-8, atol=1e-9)
-    weights = (core(*inputs(), **masks, need_weights=True)[1] for core in (fused, plain))
+    weights = (core(*inputs(), mask, need_weights=True)[1] for core in (fused, plain))
     assert_close(*weights)
 
 
-@pytest.mark.parametrize("p", POWERS)
-@pytest.mark.parametrize("kernel", [MaternKernel, PeriodicKernel, LinearKernel])
-def test_explicit_kernel_is_similarity_times_magnitude(kernel, p):
-    core, (query, key, value) = moved(ExplicitKernelCore(kernel(HEADS, WIDTH), p)), inputs()
-    magnitude = torch.exp(torch.linalg.vector_norm(key, p, dim=-1) ** 2 / (2 * WIDTH**0.5))
-    expected = core.kernel(query, key).exp() * magnitude.unsqueeze(-2)
-    expected = expected / expected.sum(-1, keepdim=True)
+@pytest.mark.parametrize("p", [*POWERS, "learned"])
+@pytest.mark.parametrize("kernel", [RBFKernel, MaternKernel, PeriodicKernel, LinearKernel])
+def test_kernel_is_similarity_times_magnitude(kernel, p):
+    core, (query, key, value) = moved(of_kernel(kernel(HEADS, WIDTH), p)), inputs()
+    expected = by_formula(core, query, key, None)
     assert_close(core(query, key, value, need_weights=True), (expected @ value, expected))
 
 
-@pytest.mark.parametrize("p", POWERS)
+@pytest.mark.parametrize("p", [*POWERS, "learned"])
 @pytest.mark.parametrize("stationary", [True, False])
 @pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
-def test_spectral_core_is_squared_similarity_times_magnitude(kind, stationary, p):
-    core, (query, key, value) = moved(spectral(kind, stationary=stationary)).eval(), inputs()
-    core.p = p
-    frequencies, kl = core.spectrum(None if kind == "direct" else key.mean(-2))
-    features = stationary_features if stationary else nonstationary_features
-    similarity = (features(query, *frequencies) @ features(key, *frequencies).mT) ** 2 + 1e-5
-    magnitude = torch.exp(torch.linalg.vector_norm(key, p, dim=-1) ** 2 / (2 * WIDTH**0.5))
-    expected = similarity * magnitude.unsqueeze(-2)
-    expected = expected / expected.sum(-1, keepdim=True)
+@pytest.mark.parametrize("build", [core_of, both])
+def test_spectrum_is_squared_similarity_times_magnitude(build, kind, stationary, p):
+    core, (query, key, value) = moved(build(kind, p, stationary=stationary)).eval(), inputs()
+    features, kl = core.spectrum(None if kind == "direct" else key.mean(-2))
+    assert type(features) is (Bochner if stationary else Yaglom)
+    expected = by_formula(core, query, key, features)
     assert_close(core(query, key, value, need_weights=True), (expected @ value, expected))
+    assert_close(core(query, key, value)[0], expected @ value)
     assert_close(core.kl, kl)
+
+
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("share", [-0.4, 0.0, 0.5, 1.0, 1.3])
+def test_any_share_is_the_formula(share, masks):
+    """Training is free to leave [0, 1]."""
+    core, (query, key, value) = moved(both("direct", "learned")), inputs()
+    core.share.data.fill_(share)
+    expected = by_formula(core, query, key, core.spectrum()[0]) * one_mask(MASKS[masks]).exp()
+    expected = expected / expected.sum(-1, keepdim=True)
+    assert_close(core(query, key, value, MASKS[masks], need_weights=True), (expected @ value, expected))
+
+
+def backends_of(core: Core) -> list[str]:
+    """Those that serve the core where queries share a mask, and are not its formula."""
+    if core.spectrum is None:
+        return ["dense", "sdpa"]
+    return ["dense", "chunked", "linear"] if core.kernel is None else ["dense", "chunked"]
+
+
+@pytest.mark.parametrize("masks", ["none", "keys", "biased keys", "causal", "causal keys"])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        (name, backend)
+        for name, build in CORES.items()
+        if name not in ("Matern", "linear")
+        for backend in backends_of(build())
+    ],
+)
+def test_backends_are_the_reference(name, backend, masks, tile):
+    core, mask = moved(CORES[name]()).eval(), MASKS[masks]
+    results = []
+    for core.backend in (backend, "reference"):
+        tensors = [x.requires_grad_() for x in inputs()] + list(core.parameters())
+        out, _ = core(*tensors[:3], mask)
+        loss = (out * randn(99, *out.shape)).sum()
+        results.append([out, *torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)])
+    assert_close(*results, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("stationary", [True, False])
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_gradients_of_share_precision_and_exponent(backend, stationary, is_causal):
+    core = moved(both("direct", "learned", stationary=stationary, backend=backend))
+    chosen = ("share", "kernel.log_relative_lengthscale", "magnitude.raw_p", "magnitude.log_scale")
+    values = [core.get_parameter(name).detach().requires_grad_() for name in chosen]
+    query, key, value = inputs(3, 5)
+
+    def attend(*values):
+        parameters = dict(zip(chosen, values, strict=True))
+        return torch.func.functional_call(core, parameters, (query, key, value, Mask(causal=is_causal)))[0]
+
+    assert torch.autograd.gradcheck(attend, values)
+    for gradient in torch.autograd.grad(attend(*values).square().sum(), values):
+        assert gradient.ne(0).all()
+
+
+def test_second_derivatives_are_those_of_dense():
+    results = []
+    for backend in ("dense", "chunked"):
+        core = moved(both("direct", 1.8, backend=backend))
+        query, key, value = (x.requires_grad_() for x in inputs())
+        out, _ = core(query, key, value)
+        tensors = (query, key, value, *core.parameters())
+        first = torch.autograd.grad((out * randn(98, *out.shape)).sum(), tensors, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in first)
+        results.append([*first, *torch.autograd.grad(penalty, tensors, materialize_grads=True)])
+    assert_close(*results, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("stationary", [True, False])
+def test_similarity_is_positive_semidefinite(stationary, share):
+    core = moved(both("direct", stationary=stationary))
+    core.share.data.fill_(share)
+    x = randn(1, HEADS, 17, WIDTH)
+    similarity = core.log_similarity(x, x, core.spectrum()[0]).exp()
+    assert_close(similarity, similarity.mT)
+    assert torch.linalg.eigvalsh(similarity).min() > -1e-12
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_weights_are_similarity_times_magnitude(name):
+    """Of what pictures show, the quotients must be those that attention has."""
+    core, (query, key, value) = moved(CORES[name]()).eval(), inputs()
+    keys = core.encode_keys(key, value)
+    magnitude = core.magnitude(key) if core.kernel or core.spectrum else key.square().sum(-1) / (2 * WIDTH**0.5)
+    expected = (core.log_similarity(query, key, keys.feature_map) + magnitude.unsqueeze(-2)).softmax(-1)
+    assert_close(core(query, key, value, need_weights=True)[1], expected)
 
 
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("core", CORES)
 def test_masks_add_to_the_logarithms_of_the_weights(core, masks, monkeypatch):
     """Against the same core's weights where no mask forbids or adds anything."""
-    core, masks = moved(CORES[core]()).eval(), MASKS[masks]
+    core, mask = moved(CORES[core]()).eval(), MASKS[masks]
     with monkeypatch.context() as patch:
-        if isinstance(core, SpectralCore):
+        if core.spectrum is not None:
             # Masks change the mean key, and with it the kernel: make the frequencies those of the masked call.
-            pooled = core.spectrum.conditional and "attn_mask" not in masks and "is_causal" not in masks
-            drawn = core.spectrum(mean_key(inputs()[1], masks.get("key_mask")) if pooled else None)
+            shared = mask.pairs is None and mask.pair_bias is None and not mask.causal
+            pooled = core.spectrum.conditional and shared
+            drawn = core.spectrum(mean_key(inputs()[1], mask.keys) if pooled else None)
             patch.setattr(core.spectrum, "forward", lambda _: drawn)
         _, free = core(*inputs(), need_weights=True)
-    expected = free * one_mask(**masks).exp()
+    expected = free * one_mask(mask).exp()
     expected = expected / expected.sum(-1, keepdim=True)
-    out, weights = core(*inputs(), **masks, need_weights=True)
+    out, weights = core(*inputs(), mask, need_weights=True)
     assert_close(weights, expected)
     assert_close(out, expected @ inputs()[2])
-    assert_close(core(*inputs(), **masks)[0], out)
+    assert_close(core(*inputs(), mask)[0], out)
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize(
-    "masks",
+    "mask",
     [
-        {"key_mask": torch.ones(BATCH, 1, KEYS, dtype=torch.bool).index_fill(0, torch.tensor([1]), False)},
-        {"attn_mask": torch.tensor([1, 1, 0, 1, 1]).bool().unsqueeze(-1).expand(QUERIES, KEYS)},
-        {"attn_mask": torch.zeros(QUERIES, KEYS).index_fill(0, torch.tensor([2]), -INF)},
+        Mask(keys=torch.ones(BATCH, 1, 1, KEYS, dtype=torch.bool).index_fill(0, torch.tensor([1]), False)),
+        Mask(pairs=torch.tensor([1, 1, 0, 1, 1]).bool().unsqueeze(-1).expand(QUERIES, KEYS)),
+        Mask.of(torch.zeros(QUERIES, KEYS).index_fill(0, torch.tensor([2]), -INF)),
     ],
     ids=["keys", "pairs", "float pairs"],
 )
-def test_query_that_may_attend_to_nothing_gets_zeros(masks, core, need_weights):
+def test_query_that_may_attend_to_nothing_gets_zeros(mask, core, need_weights):
     core, tensors = moved(CORES[core]()).train(), [x.requires_grad_() for x in inputs()]
-    out, weights = core(*tensors, **masks, need_weights=need_weights)
-    empty = out[1] if "key_mask" in masks else out[:, :, 2]
-    full = out[0] if "key_mask" in masks else out[:, :, 1]
+    out, weights = core(*tensors, mask, need_weights=need_weights)
+    empty = out[:, :, 2] if mask.keys is None else out[1]
+    full = out[:, :, 1] if mask.keys is None else out[0]
     assert empty.eq(0).all()
     assert full.ne(0).all()
     if need_weights:
-        assert (weights[1] if "key_mask" in masks else weights[:, :, 2]).eq(0).all()
+        assert (weights[:, :, 2] if mask.keys is None else weights[1]).eq(0).all()
     out.sum().backward(retain_graph=True)
     for gradient in (*(x.grad for x in tensors), *(x.grad for x in core.parameters())):
         assert gradient is None or gradient.isfinite().all()
@@ -239,19 +386,19 @@ def test_key_that_nobody_may_attend_to_may_hold_anything(poison, core, need_weig
     core = moved(CORES[core]()).eval()
     query, key, value = inputs()
     hidden = torch.arange(KEYS) == 3
-    masks = {"key_mask": ~hidden.expand(BATCH, 1, KEYS), "need_weights": need_weights}
-    clean = core(query, key, value, **masks)
+    options = {"mask": Mask(keys=~hidden.expand(BATCH, 1, 1, KEYS)), "need_weights": need_weights}
+    clean = core(query, key, value, **options)
     poisoned = (x.masked_fill(hidden.unsqueeze(-1), poison) for x in (key, value))
-    assert_close(core(query, *poisoned, **masks), clean)
+    assert_close(core(query, *poisoned, **options), clean)
 
 
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize(("n", "m"), [(0, 7), (5, 0), (1, 7), (5, 1)])
 def test_smallest_sizes(n, m, core):
     core, tensors = moved(CORES[core]()).train(), [x.requires_grad_() for x in inputs(n, m)]
-    for masks in ({}, {"key_mask": torch.ones(BATCH, 1, m, dtype=torch.bool)}, {"is_causal": True}):
+    for mask in (Mask(), Mask(keys=torch.ones(BATCH, 1, 1, m, dtype=torch.bool)), Mask(causal=True)):
         for need_weights in (False, True):
-            out, weights = core(*tensors, **masks, need_weights=need_weights)
+            out, weights = core(*tensors, mask, need_weights=need_weights)
             assert out.shape == (BATCH, HEADS, n, VALUE_WIDTH)
             assert out.isfinite().all()
             assert weights is None or weights.shape == (BATCH, HEADS, n, m)
@@ -262,20 +409,21 @@ def test_smallest_sizes(n, m, core):
 
 
 @pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("mask", ["key_bias", "attn_mask"])
+@pytest.mark.parametrize("part", ["key_bias", "pair_bias"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_floating_mask_of_another_precision(dtype, mask, core):
+def test_floating_mask_of_another_precision(dtype, part, core):
     """Masks made by NumPy are float64, and those of nn.TransformerEncoderLayer float32 in any model."""
     core = moved(CORES[core]()).to(torch.float32).eval()
     tensors = [x.to(dtype) for x in inputs()]
-    shape = (BATCH, 1, KEYS) if mask == "key_bias" else (QUERIES, KEYS)
+    shape = (BATCH, 1, 1, KEYS) if part == "key_bias" else (QUERIES, KEYS)
     bias = torch.arange(math.prod(shape)).view(shape).remainder(3)
     tolerance = {"rtol": 0.05, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
     for need_weights in (False, True):
-        expected = core(*tensors, **{mask: bias.to(dtype)}, need_weights=need_weights)
+        expected = core(*tensors, Mask(**{part: bias.to(dtype)}), need_weights=need_weights)
         for other in (torch.float32, torch.float64):
             # assert_close compares dtypes, too
-            assert_close(core(*tensors, **{mask: bias.to(other)}, need_weights=need_weights), expected, **tolerance)
+            mask = Mask(**{part: bias.to(other)})
+            assert_close(core(*tensors, mask, need_weights=need_weights), expected, **tolerance)
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -301,40 +449,29 @@ def test_dropout_drops_weights(core):
     [("none", True), ("keys", True), ("biased keys", True), ("pairs", False), ("causal keys", False)],
 )
 @pytest.mark.parametrize("kind", ["implicit", "copula"])
-def test_spectrum_is_told_the_mean_of_attendable_keys_or_nothing(kind, masks, pooled):
-    core, (query, key, value) = spectral(kind).double(), inputs()
+@pytest.mark.parametrize("build", [core_of, both])
+def test_spectrum_is_told_the_mean_of_attendable_keys_or_nothing(build, kind, masks, pooled):
+    core, (query, key, value) = build(kind).double(), inputs()
     told = []
     forward = core.spectrum.forward
     core.spectrum.forward = lambda mean: told.append(mean) or forward(mean)
-    core(query, key, value, **MASKS[masks])
+    core(query, key, value, MASKS[masks])
     if not pooled:
         assert told == [None]
         return
-    key_mask = MASKS[masks].get("key_mask", torch.ones(BATCH, 1, KEYS, dtype=torch.bool))
-    expected = torch.stack([key[b, :, key_mask[b, 0]].mean(1) for b in range(BATCH)])
+    keys = MASKS[masks].keys
+    keys = torch.ones(BATCH, 1, 1, KEYS, dtype=torch.bool) if keys is None else keys
+    expected = torch.stack([key[b, :, keys[b, 0, 0]].mean(1) for b in range(BATCH)])
     assert_close(told, [expected])
 
 
 def test_mean_key_without_any_key_is_zero():
     key = randn(1, BATCH, HEADS, KEYS, WIDTH).requires_grad_()
-    pooled = mean_key(key, torch.zeros(BATCH, 1, KEYS, dtype=torch.bool))
+    pooled = mean_key(key, torch.zeros(BATCH, 1, 1, KEYS, dtype=torch.bool))
     assert pooled.eq(0).all()
     pooled.sum().backward()
     assert key.grad.eq(0).all()
     assert mean_key(torch.ones(BATCH, HEADS, 0, WIDTH)).eq(0).all()
-
-
-@pytest.mark.parametrize("masks", [name for name in MASKS if "causal" not in name])
-def test_merged_mask_is_the_sum(masks):
-    masks = MASKS[masks]
-    merged = merge_masks(masks.get("key_mask"), masks.get("key_bias"), masks.get("attn_mask"))
-    if merged is None:
-        assert not masks
-        return
-    floating = any(mask.is_floating_point() for mask in masks.values())
-    assert merged.is_floating_point() == floating
-    merged = merged if floating else torch.zeros(merged.shape).double().masked_fill(~merged, -INF)
-    assert_close(merged.expand(BATCH, HEADS, QUERIES, KEYS), one_mask(**masks))
 
 
 @pytest.mark.parametrize(
@@ -362,8 +499,9 @@ def test_half_precision_is_computed_in_float32(dtype, core):
 
 
 @pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
-def test_regulariser_is_that_of_the_last_forward(kind):
-    core = moved(spectral(kind))
+@pytest.mark.parametrize("build", [core_of, both])
+def test_regulariser_is_that_of_the_last_forward(build, kind):
+    core = moved(build(kind))
     query, key, value = inputs()
     assert core.kl == 0
     core(query, key, value)
@@ -374,7 +512,7 @@ def test_regulariser_is_that_of_the_last_forward(kind):
 
 
 def test_copy_leaves_the_graph_of_the_last_forward_behind():
-    core = moved(spectral())
+    core = moved(core_of())
     core(*inputs())
     assert core.kl.requires_grad
     twin = copy.deepcopy(core)
@@ -383,18 +521,120 @@ def test_copy_leaves_the_graph_of_the_last_forward_behind():
     assert twin.eval()(*inputs())[0].equal(core.eval()(*inputs())[0])
 
 
-@pytest.mark.parametrize("build", [RBFCore, lambda heads, width, p: ExplicitKernelCore(RBFKernel(heads, width), p)])
+@pytest.mark.parametrize("build", [rbf, partial(of_kernel, MaternKernel(HEADS, WIDTH)), partial(core_of, "direct")])
 def test_exponent_below_one_is_refused(build):
     with pytest.raises(ValueError, match=r"p must be at least 1 .* got 0\.5"):
-        build(HEADS, WIDTH, 0.5)
+        build(0.5)
 
 
-def test_exponent_below_one_is_refused_by_the_spectral_core():
-    with pytest.raises(ValueError, match=r"p must be at least 1 .* got 0\.5"):
-        SpectralCore(DirectSpectrum(HEADS, WIDTH, 7), 0.5)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 1.8}, r"dot-product attention has p = 2, got p=1\.8; an RBFKernel has any"),
+        ({"p": "learned"}, "dot-product attention has p = 2, got p=learned"),
+        ({"share": 0.5}, r"share is the part of a spectrum beside a kernel, .* got share=0\.5"),
+        ({"share": 0.5, "kernel": RBFKernel(HEADS, WIDTH)}, r"goes with both; got share=0\.5"),
+        ({"share": 0.5, "spectrum": DirectSpectrum(HEADS, WIDTH, 7)}, r"goes with both; got share=0\.5"),
+        ({"kernel": RBFKernel(HEADS, WIDTH), "spectrum": DirectSpectrum(HEADS, WIDTH, 7)}, "both; got share=None"),
+        (
+            {"kernel": MaternKernel(HEADS, WIDTH), "spectrum": DirectSpectrum(HEADS, WIDTH, 7), "share": 0.5},
+            "the kernel beside a spectrum must be an RBFKernel, got MaternKernel",
+        ),
+        ({"backend": "fast"}, "backend must be one of 'auto', .*, got 'fast'"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Core(HEADS, WIDTH, **options)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, NAN])
+def test_share_out_of_its_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"share must be in \[0, 1\], got"):
+        both(share=share)
+
+
+@pytest.mark.parametrize("precision", [0.0, -1.0, INF, NAN])
+def test_precision_that_is_not_positive_is_refused(precision):
+    with pytest.raises(ValueError, match=r"precision, .* must be positive, got"):
+        RBFKernel(HEADS, WIDTH, precision)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(QUERIES, KEYS + 1), torch.ones(QUERIES + 1, KEYS)], ids=["keys", "rows"])
+@pytest.mark.parametrize("core", CORES)
+def test_mask_that_does_not_fit_is_refused(core, mask):
+    with pytest.raises(ValueError, match=r"a mask must broadcast to .* = \(\.\.\., 5, 7\), got shape"):
+        CORES[core]().double()(*inputs(), Mask(pairs=mask.bool()))
+
+
+@pytest.mark.parametrize("backend", ["linear", "sdpa"])
+def test_backend_that_cannot_serve_the_core_is_refused(backend):
+    core = both(backend=backend).double()
+    with pytest.raises(ValueError, match=f"backend '{backend}' .*; take 'auto' or 'dense' for this call"):
+        core(*inputs())
+
+
+class Polynomial(FeatureMap):
+    """Features that are no waves, and of another number."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.square(), torch.ones_like(x[..., :1])], -1) / x.size(-1)
+
+
+class Fixed(Spectrum):
+    def __init__(self, feature_map: FeatureMap) -> None:
+        super().__init__()
+        self.feature_map = feature_map
+
+    def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+        return self.feature_map, torch.full((), 3.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"kernel": RBFKernel(HEADS, WIDTH, 0.6), "share": 0.7}], ids=["alone", "both"])
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+def test_feature_map_of_ones_own(backend, options):
+    core = moved(Core(HEADS, WIDTH, spectrum=Fixed(Polynomial()), backend=backend, **copy.deepcopy(options)))
+    query, key, value = inputs()
+    assert_close(core(query, key, value)[0], by_formula(core, query, key, Polynomial()) @ value)
+    assert core.kl == 3
+
+
+def test_feature_map_that_returns_other_rows_is_refused():
+    class Turned(FeatureMap):
+        def __call__(self, x: Tensor) -> Tensor:
+            return x.mT
+
+    with pytest.raises(ValueError, match=r"with a row for each of 7 rows, got shape \(2, 3, 11, 7\) for \(2, 3, 7, 11"):
+        Core(HEADS, WIDTH, spectrum=Fixed(Turned()))(*inputs())
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_reset_returns_to_a_start(core):
+    core = CORES[core]()
+    start = {name: x.clone() for name, x in core.named_parameters() if "spectrum" not in name}
+    moved(core).float().reset_parameters()
+    assert_close({name: x.detach() for name, x in core.named_parameters() if name in start}, start)
+
+
+@pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
+def test_state_of_a_core_without_an_exact_part_loads_into_one_with(kind):
+    """Checkpoints of the first version have neither a lengthscale nor a share."""
+    old, new = moved(core_of(kind, 1.8)).eval(), both(kind, 1.8).double().eval()
+    new.load_state_dict(old.state_dict())
+    for mask in MASKS.values():
+        assert_close(new(*inputs(), mask), old(*inputs(), mask), rtol=1e-9, atol=1e-10)
+
+
+def test_state_that_lacks_a_part_is_refused():
+    state = both().state_dict()
+    del state["share"]
+    with pytest.raises(RuntimeError, match=r'Missing key.* "share"'):
+        both().load_state_dict(state)
 
 
 def test_representations_name_exponent_and_backend():
     assert "p=1.8" in repr(CORES["RBF"]())
     assert "p=1.8" in repr(CORES["Matern"]())
-    assert "p=2.0, backend='auto'" in repr(spectral())
+    assert "p=learned" in repr(CORES["RBF learned"]())
+    assert "p=2.0" in repr(core_of())
+    assert "backend='chunked'" in repr(core_of(backend="chunked"))

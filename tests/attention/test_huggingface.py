@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, attention_kl
-from ika_lightning.attention.core import SpectralCore
+from ika_lightning.attention.core import Core
 
 transformers = pytest.importorskip("transformers")
 
 from ika_lightning.attention.huggingface import attach_kernel_attention, attend, register_kernel_attention  # noqa: E402
 
-KINDS = [DotProduct, RBF, ExplicitKernel, IKANDirect, IKAN, MIKAN]
-every_kind = pytest.mark.parametrize("kind", KINDS)
+LEARNED = [IKANDirect, IKAN, MIKAN]
+PAPER = {"init": "rbf"}
+KINDS = [(kind, {}) for kind in (DotProduct, RBF, ExplicitKernel, *LEARNED)] + [(kind, PAPER) for kind in LEARNED]
+every_kind = pytest.mark.parametrize(
+    "kind, options", KINDS, ids=lambda x: x.__name__ if isinstance(x, type) else "paper" if x else ""
+)
 VOCABULARY, LENGTH = 31, 9
 
 
@@ -64,8 +68,8 @@ def move(model: nn.Module) -> nn.Module:
     return model
 
 
-def attached(model: nn.Module, kind) -> nn.Module:
-    return move(attach_kernel_attention(model, kind))
+def attached(model: nn.Module, kind, **options) -> nn.Module:
+    return move(attach_kernel_attention(model, kind, **options))
 
 
 def tokens(batch: int = 2) -> Tensor:
@@ -77,8 +81,8 @@ PADDING = torch.arange(LENGTH) < torch.tensor([[9], [5]])
 
 @pytest.mark.parametrize("build", [bert, llama])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("kind", [DotProduct, RBF])
-def test_dot_product_is_the_model_that_it_was(kind, padded, build):
+@pytest.mark.parametrize("kind", [DotProduct, RBF, *LEARNED])
+def test_start_is_the_model_that_it_was(kind, padded, build):
     model = build()
     masks = {"attention_mask": PADDING.long()} if padded else {}
     expected = model(tokens(), **masks)[0]
@@ -90,7 +94,7 @@ def test_dot_product_is_the_model_that_it_was(kind, padded, build):
 def test_core_has_the_sizes_of_its_module():
     for model, heads, width in ((bert(), 3, 8), (llama(), 6, 4)):
         assert attach_kernel_attention(model, IKAN, p=1.8, num_samples=7) is model
-        cores = [x for x in model.modules() if isinstance(x, SpectralCore)]
+        cores = [x for x in model.modules() if isinstance(x, Core)]
         assert len(cores) == 2
         assert all(core.spectrum.points.shape == (heads, 7, width) and core.p == 1.8 for core in cores)
         assert model.config._attn_implementation == "ikan"
@@ -98,8 +102,8 @@ def test_core_has_the_sizes_of_its_module():
 
 @every_kind
 @pytest.mark.parametrize("build", [bert, llama])
-def test_every_parameter_gets_a_gradient(build, kind):
-    model = attached(build(), kind).train()
+def test_every_parameter_gets_a_gradient(build, kind, options):
+    model = attached(build(), kind, **options).train()
     out = model(tokens(), attention_mask=PADDING.long())[0]
     kl = attention_kl(model)
     (out.square().mean() + kl).backward()
@@ -111,8 +115,8 @@ def test_every_parameter_gets_a_gradient(build, kind):
 
 
 @every_kind
-def test_padding_changes_nothing(kind):
-    model, ids = attached(bert(), kind), tokens()
+def test_padding_changes_nothing(kind, options):
+    model, ids = attached(bert(), kind, **options), tokens()
     mask = PADDING.long()
     before = model(ids, attention_mask=mask)[0]
     ids[~PADDING] = 5
@@ -121,11 +125,12 @@ def test_padding_changes_nothing(kind):
     assert_close(before[1:, :5], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, PAPER], ids=["", "paper"])
 @pytest.mark.parametrize("kind", [IKAN, MIKAN])
-def test_encoder_knows_its_keys(kind):
+def test_encoder_knows_its_keys(kind, options):
     """Padding alone is the same for all queries, and hides nothing from the mean key."""
-    model, told = attached(bert(), kind), []
-    for core in (x for x in model.modules() if isinstance(x, SpectralCore)):
+    model, told = attached(bert(), kind, **options), []
+    for core in (x for x in model.modules() if isinstance(x, Core)):
         core.spectrum.register_forward_pre_hook(lambda _, args: told.append(args[0]))
     model(tokens())
     model(tokens(), attention_mask=PADDING.long())
@@ -136,8 +141,8 @@ def test_encoder_knows_its_keys(kind):
 @every_kind
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_past_does_not_depend_on_the_future(training, padded, kind):
-    model, ids = attached(llama(), kind).train(training), tokens()
+def test_past_does_not_depend_on_the_future(training, padded, kind, options):
+    model, ids = attached(llama(), kind, **options).train(training), tokens()
     masks = {"attention_mask": PADDING.flip(1).long()} if padded else {}
 
     def logits(ids: Tensor) -> Tensor:
@@ -155,8 +160,8 @@ def test_past_does_not_depend_on_the_future(training, padded, kind):
 
 @every_kind
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_generation_with_a_cache_is_the_full_forward(cache, kind):
-    model, ids = attached(llama(), kind), tokens()
+def test_generation_with_a_cache_is_the_full_forward(cache, kind, options):
+    model, ids = attached(llama(), kind, **options), tokens()
     options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     found = model.generate(ids, cache_implementation=cache, **options)
     logits = model(found.sequences).logits
@@ -165,8 +170,8 @@ def test_generation_with_a_cache_is_the_full_forward(cache, kind):
 
 
 @every_kind
-def test_generation_with_padding_on_the_left(kind):
-    model, ids, mask = attached(llama(), kind), tokens(), PADDING.flip(1).long()
+def test_generation_with_padding_on_the_left(kind, options):
+    model, ids, mask = attached(llama(), kind, **options), tokens(), PADDING.flip(1).long()
     options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     found = model.generate(ids, attention_mask=mask, **options)
     alone = model.generate(ids[1:, 4:], attention_mask=mask[1:, 4:], **options)
@@ -246,6 +251,61 @@ def test_model_that_fails_is_left_as_it_was():
     assert model.training
     assert model.config._attn_implementation == before
     assert model(tokens()).logits.shape == (2, LENGTH, VOCABULARY)
+
+
+def vit(**kwargs) -> nn.Module:
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 16}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.ViTConfig(**sizes, **dropout, **{"image_size": 10, "patch_size": 5, **kwargs})
+    return transformers.ViTModel(config).eval()
+
+
+@pytest.mark.parametrize("kind", [DotProduct, RBF, *LEARNED])
+@pytest.mark.parametrize("options", [{}, {"image_size": [15, 10], "num_channels": 2}], ids=str)
+def test_a_model_of_images_needs_no_inputs(options, kind):
+    model = vit(**options)
+    height, width = options.get("image_size", [10, 10])
+    images = torch.randn(2, options.get("num_channels", 3), height, width)
+    expected = model(images)[0]
+    assert_close(attach_kernel_attention(model, kind)(images)[0], expected, rtol=1e-4, atol=1e-5)
+    assert len([x for x in model.modules() if isinstance(x, Core)]) == 2
+
+
+def test_a_model_that_its_dummy_inputs_do_not_fit_asks_for_inputs():
+    config = transformers.Wav2Vec2Config(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=8, conv_dim=[8], conv_stride=[2],
+        conv_kernel=[3], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config)
+    before = model.config._attn_implementation
+    with pytest.raises(ValueError, match=r"^inputs must be given for a Wav2Vec2Model, .*; give inputs={name: tensor}$"):
+        attach_kernel_attention(model, IKAN)
+    assert model.config._attn_implementation == before
+    inputs = {"input_values": torch.randn(1, 101)}
+    assert attach_kernel_attention(model, IKAN, inputs=inputs)(**inputs)[0].isfinite().all()
+
+
+# the name that all supported versions have
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("options", [{}, PAPER], ids=["", "paper"])
+@pytest.mark.parametrize("kind", [IKAN, MIKAN])
+@pytest.mark.parametrize("build", [bert, llama, vit])
+def test_gradient_checkpointing_keeps_the_gradient_of_the_regulariser(build, kind, options, use_reentrant):
+    model = attached(build(), kind, **options).train()
+    inputs = torch.randn(2, 3, 10, 10) if build is vit else tokens()
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        torch.manual_seed(2)
+        out = model(inputs)[0]
+        kl = attention_kl(model)
+        (out.square().mean() + 3.0 * kl).backward()
+        found.append((kl.detach(), {name: p.grad for name, p in model.named_parameters() if "pooler" not in name}))
+    assert found[0][0] > 0
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("option", ["position_bias", "softcap", "s_aux"])

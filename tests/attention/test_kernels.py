@@ -1,4 +1,4 @@
-"""Explicit kernels and Fourier feature maps against their formulas, and what every kernel promises."""
+"""Explicit kernels against their formulas, and what every kernel promises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ika_lightning.attention import (
     RationalQuadraticKernel,
     RBFKernel,
 )
-from ika_lightning.attention.kernels import nonstationary_features, squared_distance, stationary_features
+from ika_lightning.attention.kernels import squared_distance
 
 HEADS, WIDTH = 3, 5
 
@@ -98,11 +98,19 @@ class KernelContract:
 
     def test_no_step_can_make_a_lengthscale_negative(self, kernel):
         with torch.no_grad():
-            kernel.log_lengthscale -= 20.0
+            kernel.log_relative_lengthscale -= 20.0
         assert (kernel.lengthscale > 0).all()
 
     def test_lengthscale_starts_as_that_of_dot_product_attention(self):
         assert_close(self.build().lengthscale, torch.full((HEADS, 1, 1), WIDTH**0.25))
+
+    def test_state_of_the_first_version_loads(self, kernel):
+        """It kept the logarithm of the lengthscale itself."""
+        state = kernel.state_dict()
+        log_lengthscale = torch.linspace(-0.5, 0.9, HEADS).view(HEADS, 1, 1).double()
+        del state["log_relative_lengthscale"]
+        kernel.load_state_dict({**state, "log_lengthscale": log_lengthscale})
+        assert_close(kernel.lengthscale, log_lengthscale.exp())
 
     def test_stationary_kernel_is_one_at_zero_and_largest_there(self, kernel):
         query, key = randn(1, HEADS, 7, WIDTH), randn(2, HEADS, 11, WIDTH)
@@ -129,6 +137,26 @@ class TestRBFKernel(KernelContract):
         assert_close(
             RBFKernel(HEADS, WIDTH).double()(query, key), -(distance**2) / (2 * WIDTH**0.5), rtol=1e-6, atol=1e-6
         )
+
+    @pytest.mark.parametrize("precision", [0.25, 1.0, 3.0])
+    def test_precision_is_that_of_the_start_also_after_a_reset(self, precision):
+        kernel = RBFKernel(HEADS, WIDTH, precision).double()
+        query, key = randn(1, HEADS, 7, WIDTH), randn(2, HEADS, 11, WIDTH)
+        expected = -precision * torch.cdist(query, key) ** 2 / (2 * WIDTH**0.5)
+        for _ in range(2):
+            assert_close(kernel.precision, torch.full((HEADS, 1, 1), precision).double(), rtol=1e-6, atol=0.0)
+            assert_close(kernel(query, key), expected, rtol=1e-6, atol=1e-6)
+            kernel.log_relative_lengthscale.data += 0.7
+            kernel.reset_parameters()
+
+    def test_precision_of_dot_product_attention_is_exactly_one(self):
+        for dtype in (torch.float32, torch.float64):
+            assert RBFKernel(HEADS, WIDTH).to(dtype).precision.eq(1).all()
+
+    @pytest.mark.parametrize("precision", [0.0, -1.0, math.inf, math.nan])
+    def test_precision_that_is_not_positive_is_refused(self, precision):
+        with pytest.raises(ValueError, match=rf"precision, .*, must be positive, got {precision}"):
+            RBFKernel(HEADS, WIDTH, precision)
 
 
 class TestMaternKernel12(KernelContract):
@@ -169,7 +197,7 @@ class TestRationalQuadraticKernel(KernelContract):
     def test_large_alpha_gives_the_gaussian(self, kernel):
         query, key = randn(1, HEADS, 7, WIDTH), randn(2, HEADS, 11, WIDTH)
         gaussian = RBFKernel(HEADS, WIDTH).double()
-        gaussian.log_lengthscale.data = kernel.log_lengthscale.data
+        gaussian.log_relative_lengthscale.data = kernel.log_relative_lengthscale.data
         kernel.log_alpha.data.fill_(18.0)
         assert_close(kernel(query, key), gaussian(query, key), rtol=1e-5, atol=1e-5)
 
@@ -224,80 +252,3 @@ def test_squared_distance_is_that_of_cdist_and_never_negative():
     assert_close(squared_distance(query, key), torch.cdist(query, key) ** 2)
     far = (1e3 * query).float()
     assert (squared_distance(far, far) >= 0).all()
-
-
-def pairs(query: Tensor, key: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Yaglom's estimate term by term: mean cosine of u.q - u.k, u.q - w.k, w.q - u.k and w.q - w.k."""
-    total = 0.0
-    for m in range(first.size(-2)):
-        for a in (first, second):
-            for b in (first, second):
-                phase_q = (query * a[..., m, :].unsqueeze(-2)).sum(-1)
-                phase_k = (key * b[..., m, :].unsqueeze(-2)).sum(-1)
-                total = total + torch.cos(phase_q.unsqueeze(-1) - phase_k.unsqueeze(-2))
-    return total / (4 * first.size(-2))
-
-
-FREQUENCIES = pytest.mark.parametrize("lead", [(HEADS,), (2, HEADS), ()], ids=str)
-QUERY, KEY = randn(1, 2, HEADS, 7, WIDTH), randn(2, 2, HEADS, 11, WIDTH)
-
-
-@FREQUENCIES
-def test_stationary_features_multiply_to_a_mean_of_cosines(lead):
-    frequencies = randn(3, *lead, 13, WIDTH)
-    query, key = stationary_features(QUERY, frequencies), stationary_features(KEY, frequencies)
-    assert query.shape == (2, HEADS, 7, 26)
-    difference = QUERY.unsqueeze(-2) - KEY.unsqueeze(-3)  # (2, h, n, m, d)
-    phases = torch.einsum("...nkd,...sd->...nks", difference, frequencies)
-    assert_close(query @ key.mT, phases.cos().mean(-1))
-
-
-@FREQUENCIES
-def test_nonstationary_features_are_sums_over_the_pair(lead):
-    first, second = randn(3, *lead, 13, WIDTH), randn(4, *lead, 13, WIDTH)
-    ours = nonstationary_features(QUERY, first, second)
-    u, w = (torch.einsum("...nd,...sd->...ns", QUERY, x) for x in (first, second))
-    assert_close(ours, torch.cat([u.cos() + w.cos(), u.sin() + w.sin()], -1) / math.sqrt(4 * 13))
-    assert_close(ours @ nonstationary_features(KEY, first, second).mT, pairs(QUERY, KEY, first, second))
-
-
-def test_equal_pairs_give_the_stationary_features():
-    frequencies = randn(3, HEADS, 13, WIDTH)
-    assert_close(nonstationary_features(QUERY, frequencies, frequencies), stationary_features(QUERY, frequencies))
-
-
-def test_nonstationary_kernel_is_no_function_of_the_difference():
-    first, second = randn(3, HEADS, 13, WIDTH), randn(4, HEADS, 13, WIDTH)
-
-    def kernel(shift):
-        return (
-            nonstationary_features(QUERY + shift, first, second) @ nonstationary_features(KEY + shift, first, second).mT
-        )
-
-    assert not kernel(1.0).isclose(kernel(0.0)).any()
-
-
-@pytest.mark.parametrize("stationary", [True, False])
-def test_squared_similarity_is_positive_semidefinite(stationary):
-    """A product of positive semi-definite kernels is one: the reason why the square may stand in for the kernel."""
-    points, first, second = randn(1, HEADS, 17, WIDTH), randn(3, HEADS, 3, WIDTH), randn(4, HEADS, 3, WIDTH)
-    features = stationary_features(points, first) if stationary else nonstationary_features(points, first, second)
-    assert torch.linalg.eigvalsh((features @ features.mT) ** 2).min() > -1e-12
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_features_are_bounded_with_finite_gradients(scale):
-    x, first, second = scale * QUERY, randn(3, HEADS, 13, WIDTH), randn(4, HEADS, 13, WIDTH)
-    x = x.requires_grad_()
-    features = nonstationary_features(x, first, second)
-    assert (features.square().sum(-1) <= 1 + 1e-12).all()
-    features.sum().backward()
-    assert x.grad.isfinite().all()
-
-
-def test_gaussian_frequencies_estimate_the_kernel_of_dot_product_attention():
-    """With w ~ N(0, I / 2 sqrt d) the square of the estimate tends to exp(-|q - k|^2 / 2 sqrt d)."""
-    frequencies = randn(3, 20_000, WIDTH) / (2 * math.sqrt(WIDTH)) ** 0.5
-    query, key = QUERY[0, 0], KEY[0, 0]
-    estimate = (stationary_features(query, frequencies) @ stationary_features(key, frequencies).mT) ** 2
-    assert_close(estimate, torch.exp(-(torch.cdist(query, key) ** 2) / (2 * math.sqrt(WIDTH))), rtol=0.0, atol=0.03)

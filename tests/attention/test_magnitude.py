@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ika_lightning.attention.magnitude import check_p, log_magnitude
+from ika_lightning.attention.magnitude import Magnitude, check_p, log_magnitude, norm
 
 POWERS = [1.0, 1.0001, 1.8, 2.0, 3.0, 7.5, 100.0, math.inf]
 
@@ -100,3 +100,116 @@ def test_p_below_one_is_refused(p):
         check_p(p)
     with pytest.raises(ValueError, match="p must be at least 1"):
         log_magnitude(torch.ones(3), p)
+
+
+@pytest.mark.parametrize("p", ["two", "Learned", ""])
+def test_p_that_is_another_word_is_refused(p):
+    with pytest.raises(ValueError, match=rf"p must be at least 1 .* or 'learned'; got '{p}'"):
+        check_p(p)
+    with pytest.raises(ValueError, match="p must be at least 1"):
+        Magnitude(3, p)
+
+
+@pytest.mark.parametrize("p", ["inf", "1.8", 3])
+def test_p_may_be_a_word_for_a_number(p):
+    x = randn(5, 7)
+    assert_close(log_magnitude(x, p), log_magnitude(x, float(p)), rtol=0.0, atol=0.0)
+    assert Magnitude(3, p).p == float(p)
+
+
+@pytest.mark.parametrize("p", [1.0001, 1.8, 2.0, 3.0, 7.5, 100.0])
+def test_tensor_of_exponents_gives_what_numbers_give(p):
+    x = randn(2, 3, 13)
+    ours = value_and_gradient(lambda x: log_magnitude(x, torch.full((3,), p, dtype=torch.float64)), x)
+    assert_close(ours, value_and_gradient(lambda x: log_magnitude(x, p), x))
+
+
+def test_each_vector_has_its_own_exponent():
+    x, p = randn(2, 3, 7), torch.tensor([1.5, 2.0, 4.0]).double()
+    expected = torch.stack([log_magnitude(x[:, i], p[i].item()) for i in range(3)], 1)
+    assert_close(log_magnitude(x, p), expected)
+
+
+def test_gradcheck_of_the_exponent():
+    x, p = randn(2, 3, 5).requires_grad_(), torch.tensor([1.3, 2.0, 4.7]).double().requires_grad_()
+    assert torch.autograd.gradcheck(log_magnitude, (x, p))
+    assert torch.autograd.gradgradcheck(log_magnitude, (x, p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e4, 1.0, 1e-20])
+def test_gradient_of_the_exponent_is_finite_with_zeros_and_for_vectors_of_any_size(size, dtype):
+    x = (size * randn(4, 5)).to(dtype)
+    x[1] = 0.0
+    x[2, 1:] = 0.0
+    p = torch.tensor([1.7, 1.7, 1.7, 40.0], dtype=dtype).requires_grad_()
+    value = log_magnitude(x, p)
+    (gradient,) = torch.autograd.grad(value.sum(), p)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    # the norm of a vector of one coordinate, or none, does not depend on p
+    assert_close(gradient[1:3], torch.zeros(2, dtype=dtype), rtol=0.0, atol=1e-6 * size**2)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_norm_is_that_of_torch_and_of_the_norms_of_parts(p):
+    x = randn(5, 12)
+    assert_close(norm(x, p), torch.linalg.vector_norm(x, p, dim=-1))
+    assert_close(norm(norm(x.unflatten(-1, (3, 4)), p), p), norm(x, p))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.8, 2.0, math.inf])
+def test_module_with_a_number_is_the_function_and_has_no_parameters(p):
+    magnitude, x = Magnitude(3, p), randn(2, 3, 5, 7)
+    assert list(magnitude.parameters()) == []
+    assert magnitude.scale is None
+    assert_close(magnitude(x), log_magnitude(x, p), rtol=0.0, atol=0.0)
+
+
+def learned(raw_p: list[float], log_scale: list[float]) -> Magnitude:
+    magnitude = Magnitude(len(raw_p), "learned").double()
+    magnitude.raw_p.data, magnitude.log_scale.data = torch.tensor(raw_p).double(), torch.tensor(log_scale).double()
+    return magnitude
+
+
+def test_learned_exponents_are_their_formula():
+    magnitude, x = learned([-1.0, 0.0, 0.7], [0.2, -0.3, 0.0]), randn(2, 3, 5, 7)
+    for h in range(3):
+        p, scale = 1 + math.exp(magnitude.raw_p[h].item()), math.exp(magnitude.log_scale[h].item())
+        expected = scale * torch.linalg.vector_norm(x[:, h], p, dim=-1) ** 2 / (2 * math.sqrt(7))
+        assert_close(magnitude(x)[:, h], expected)
+        assert magnitude.p[h].item() == pytest.approx(p)
+
+
+def test_learned_exponents_start_at_two_with_a_scale_of_one_and_return_there():
+    magnitude, x = learned([1.0, -2.0, 0.3], [0.1, 0.2, 0.3]), randn(2, 3, 5, 7)
+    assert not magnitude(x).isclose(log_magnitude(x)).any()
+    magnitude.reset_parameters()
+    for each in (magnitude, Magnitude(3, "learned").double()):
+        assert each.p.tolist() == [2.0] * 3
+        assert each.scale.tolist() == [1.0] * 3
+        assert_close(each(x), log_magnitude(x))
+
+
+def test_learned_exponents_have_the_gradients_of_the_formula():
+    magnitude = learned([-1.0, 0.0, 0.7], [0.2, -0.3, 0.0])
+    names = [name for name, _ in magnitude.named_parameters()]
+    assert names == ["raw_p", "log_scale"]
+
+    def attend(x, *parameters):
+        return torch.func.functional_call(magnitude, dict(zip(names, parameters, strict=True)), (x,))
+
+    x = randn(2, 3, 2, 5).requires_grad_()
+    assert torch.autograd.gradcheck(attend, (x, *magnitude.parameters()))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.8, 2.0, math.inf, "learned"])
+def test_magnitude_of_a_norm_is_that_of_its_vector(p):
+    magnitude = Magnitude(3, p).double() if p != "learned" else learned([-1.0, 0.0, 0.7], [0.2, -0.3, 0.0])
+    nodes = randn(11, 3, 7)
+    assert_close(magnitude.of_norm(magnitude.norm(nodes), 7), magnitude(nodes.transpose(0, 1)).mT)
+
+
+@pytest.mark.parametrize(("p", "shown"), [(2, "p=2.0"), ("inf", "p=inf"), ("learned", "p=learned")])
+def test_representation_names_the_exponent(p, shown):
+    assert repr(Magnitude(3, p)) == f"Magnitude({shown})"

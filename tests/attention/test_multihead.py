@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from ika_lightning.attention import (
     IKAN,
@@ -39,16 +40,23 @@ LAYERS: dict[str, Callable[..., MultiheadAttention]] = {
     "RBF": partial(RBF, p=1.8),
     "ExplicitKernel": partial(ExplicitKernel, p=1.8),
     "ExplicitKernel linear": partial(ExplicitKernel, kernel=LinearKernel),
-    "IKANDirect": partial(IKANDirect, p=1.8, **few),
+    "RBF learned": partial(RBF, p="learned"),
+    "IKANDirect": partial(IKANDirect, p=1.8, init="rbf", **few),
     "IKANDirect stationary": partial(IKANDirect, stationary=True, init="paper", **few),
-    "IKAN": partial(IKAN, p=1.8, **few),
-    "IKAN stationary": partial(IKAN, p=INF, stationary=True, **few),
-    "IKAN unconditional": partial(IKAN, p=3.0, conditional=False, **few),
-    "MIKAN": partial(MIKAN, p=1.8, **few),
+    "IKANDirect exact": partial(IKANDirect, p=1.8, **few),
+    "IKAN": partial(IKAN, p=1.8, init="rbf", **few),
+    "IKAN stationary": partial(IKAN, p=INF, stationary=True, init="rbf", **few),
+    "IKAN unconditional": partial(IKAN, p=3.0, conditional=False, init="rbf", **few),
+    "IKAN exact": partial(IKAN, p="learned", **few),
+    "IKAN smoothed": partial(IKAN, p=1.8, init="rbf", smoothing=0.3, **few),
+    "MIKAN": partial(MIKAN, p=1.8, init="rbf", **few),
+    "MIKAN exact": partial(MIKAN, stationary=True, **few),
 }
-CONDITIONAL = ["IKAN", "IKAN stationary", "MIKAN"]
+CONDITIONAL = ["IKAN", "IKAN stationary", "IKAN exact", "IKAN smoothed", "MIKAN", "MIKAN exact"]
 IMPLICIT = [*CONDITIONAL, "IKAN unconditional"]
-ONE_OF_EACH = ["DotProduct", "RBF", "ExplicitKernel", "IKANDirect", "IKAN", "MIKAN"]
+#: Those that start as dot-product attention, exactly.
+EXACT = ["IKANDirect exact", "IKAN exact", "MIKAN exact"]
+ONE_OF_EACH = ["DotProduct", "RBF", "ExplicitKernel", "IKANDirect", "IKAN", "MIKAN", *EXACT]
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -74,9 +82,12 @@ def move(module: nn.Module, size: float = 0.2) -> None:
 def build(name: str, *, seed: int = 0, moved: bool = True, dtype=torch.float64, **kwargs) -> MultiheadAttention:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = LAYERS[name](WIDTH, HEADS, **kwargs).to(dtype)
+        layer = LAYERS[name](WIDTH, HEADS, **{"batch_first": True, **kwargs}).to(dtype)
     if moved:
         move(layer)
+        if name in EXACT:
+            # far from dot-product attention, too
+            layer.core.share.data += 0.7
     return layer.eval()
 
 
@@ -265,11 +276,37 @@ def test_is_causal_alone_is_a_causal_mask(n, m, name):
 @pytest.mark.parametrize("masks", THEIR_MASKS)
 @pytest.mark.parametrize("layer", [RBF, partial(ExplicitKernel, kernel=RBFKernel)], ids=["RBF", "ExplicitKernel"])
 def test_gaussian_kernel_starts_as_dot_product(layer, masks):
-    layer, expected = layer(WIDTH, HEADS).double(), build("DotProduct")
+    layer, expected = layer(WIDTH, HEADS, batch_first=True).double(), build("DotProduct")
     layer.load_state_dict(expected.state_dict(), strict=False)
     assert_close(
         layer(*inputs(), **THEIR_MASKS[masks]), expected(*inputs(), **THEIR_MASKS[masks]), rtol=1e-6, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("p", [2.0, "learned"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("masks", THEIR_MASKS)
+@pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])
+def test_learned_kernels_start_as_dot_product_exactly(kind, masks, training, p):
+    """With few samples, and whatever they are."""
+    layer = kind(WIDTH, HEADS, num_samples=1, p=p, batch_first=True).double().train(training)
+    expected = build("DotProduct")
+    layer.load_state_dict(expected.state_dict(), strict=False)
+    for need_weights in (True, False):
+        options = {**THEIR_MASKS[masks], "need_weights": need_weights}
+        assert_close(layer(*inputs(), **options), expected(*inputs(), **options), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.3, 0.9])
+@pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])
+def test_what_is_exact_is_not_left_to_samples(kind, smoothing):
+    """A smoothed layer starts closer to dot-product attention than the estimator with as many samples."""
+    expected, errors = build("DotProduct", moved=False), []
+    for part in (0.0, smoothing):
+        layer = kind(WIDTH, HEADS, num_samples=16, init="rbf", smoothing=part, batch_first=True).double().eval()
+        layer.load_state_dict(expected.state_dict(), strict=False)
+        errors.append((layer(*inputs())[0] - expected(*inputs())[0]).norm().item())
+    assert errors[1] < 0.8 * errors[0]
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["random", "fixed points"])
@@ -285,7 +322,8 @@ def test_learned_kernels_tend_to_dot_product_with_the_number_of_samples(kind, st
         for seed in range(3):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                layer = kind(WIDTH, HEADS, num_samples=num_samples, stationary=stationary).double().train(training)
+                layer = kind(WIDTH, HEADS, num_samples=num_samples, stationary=stationary, init="rbf", batch_first=True)
+            layer.double().train(training)
             layer.load_state_dict(expected.state_dict(), strict=False)
             found, _ = forward(layer, *inputs(), seed=seed)
             squares.append((found - out).square().mean())
@@ -550,7 +588,10 @@ def test_regulariser_starts_at_zero_and_has_a_graph_in_training(name):
         assert layer.k_proj.weight.grad.ne(0).any()
     with torch.no_grad():
         layer(*inputs())
-    assert not layer.kl.requires_grad
+        # a leaf, which holds no graph: checkpointing may record the forward later
+        assert layer.kl.is_leaf
+        layer.eval()(*inputs())
+        assert not layer.kl.requires_grad
 
 
 def test_attention_kl_sums_over_a_model():
@@ -566,6 +607,25 @@ def test_attention_kl_sums_over_a_model():
     assert all(layers[name.replace(" ", "_")].core.spectrum.mean.grad.ne(0).all() for name in IMPLICIT)
     assert attention_kl(layers["MIKAN"]).equal(layers["MIKAN"].kl)
     assert attention_kl(nn.Linear(2, 3)) == 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", IMPLICIT)
+def test_checkpointing_keeps_the_gradient_of_the_regulariser(name, reentrant):
+    """A reentrant checkpoint runs the forward without a graph, and anew in the backward, when the loss is made."""
+    layer, gradients = build(name).train(), []
+    for checkpointed in (False, True):
+        layer.zero_grad()
+        tensors = [x.requires_grad_() for x in inputs()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if checkpointed:
+                out, _ = checkpoint(layer, *tensors, use_reentrant=reentrant)
+            else:
+                out, _ = layer(*tensors)
+            (out.square().sum() + 3 * attention_kl(layer)).backward()
+        gradients.append([x.grad for x in (*tensors, *layer.parameters())])
+    assert_close(*gradients)
 
 
 def test_attention_kl_before_the_first_forward_is_where_the_model_is():
@@ -678,15 +738,28 @@ def test_options_reach_the_base(name):
     assert "embed_dim=15, num_heads=3, dropout=0.25" in repr(layer)
 
 
+@every_layer
+def test_arguments_come_in_the_order_of_nn_multihead_attention(name):
+    theirs = nn.MultiheadAttention(WIDTH, HEADS, 0.25, False, False, False, 11, 13, True, "meta", torch.float64)
+    layer = LAYERS[name](WIDTH, HEADS, 0.25, False, False, False, 11, 13, True, "meta", torch.float64)
+    assert (layer.dropout, layer.batch_first) == (theirs.dropout, theirs.batch_first) == (0.25, True)
+    assert layer.q_proj.bias is theirs.in_proj_bias is None
+    widths = (layer.k_proj.in_features, layer.v_proj.in_features)
+    assert widths == (theirs.kdim, theirs.vdim) == (11, 13)
+    assert {x.device.type for x in layer.state_dict().values()} == {"meta"}
+    assert {x.dtype for x in layer.state_dict().values()} == {torch.float64}
+    assert LAYERS[name](WIDTH, HEADS).batch_first is nn.MultiheadAttention(WIDTH, HEADS).batch_first is False
+
+
 @pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])
 def test_options_reach_the_core(kind):
     layer = kind(WIDTH, HEADS, p=3, num_samples=11, stationary=True, init="paper", backend="reference")
     assert (layer.core.p, layer.core.backend) == (3.0, "reference")
-    frequencies, _ = layer.core.spectrum(None)
-    assert [x.shape for x in frequencies] == [(HEADS, 11, WIDTH // HEADS)]
+    features, _ = layer.core.spectrum(None)
+    assert [x.shape for x in features.frequencies] == [(HEADS, 11, WIDTH // HEADS)]
     defaults = kind(WIDTH, HEADS).core
     assert (defaults.p, defaults.backend) == (2.0, "auto")
-    assert [x.shape for x in defaults.spectrum(None)[0]] == [(HEADS, 64, WIDTH // HEADS)] * 2
+    assert [x.shape for x in defaults.spectrum(None)[0].frequencies] == [(HEADS, 64, WIDTH // HEADS)] * 2
     if kind is not IKANDirect:
         spectrum = kind(WIDTH, HEADS, prior_std=0.5, conditional=False).core.spectrum
         assert (spectrum.prior_std, spectrum.conditional) == (0.5, False)
@@ -694,10 +767,12 @@ def test_options_reach_the_core(kind):
         assert not any("encoder" in name for name, _ in spectrum.named_parameters())
 
 
+@pytest.mark.parametrize("init", ["softmax", "rbf", "wide", "paper"])
 @pytest.mark.parametrize("kind", [IKANDirect, IKAN, MIKAN])
-def test_backends_agree(kind):
+def test_backends_agree(kind, init):
     dense, reference = (
-        kind(WIDTH, HEADS, **few, backend=backend).double().eval() for backend in ("dense", "reference")
+        kind(WIDTH, HEADS, **few, init=init, backend=backend, batch_first=True).double().eval()
+        for backend in ("dense", "reference")
     )
     reference.load_state_dict(dense.state_dict())
     for masks in THEIR_MASKS.values():
@@ -713,11 +788,11 @@ def test_explicit_kernel_takes_any_callable():
 
 def test_base_takes_a_core():
     class Mean(nn.Module):
-        def forward(self, query, key, value, **kwargs):
+        def forward(self, query, key, value, mask, **kwargs):
             return value.mean(-2, keepdim=True).expand_as(query), None
 
     sizes = []
-    layer = MultiheadAttention(WIDTH, HEADS, lambda *args: sizes.append(args) or Mean()).double()
+    layer = MultiheadAttention(WIDTH, HEADS, batch_first=True, core=lambda *args: sizes.append(args) or Mean()).double()
     out, weights = layer(*inputs())
     assert sizes == [(HEADS, WIDTH // HEADS)]
     assert weights is None
@@ -738,13 +813,21 @@ def test_base_takes_a_core():
         ((15, 3), {"p": 0.5}, r"p must be at least 1 .* got 0\.5"),
         ((15, 3), {"p": NAN}, "p must be at least 1 .* got nan"),
         ((15, 3), {"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
-        ((15, 3), {"init": "zeros"}, "init must be 'rbf', 'wide' or 'paper', got 'zeros'"),
+        ((15, 3), {"init": "zeros"}, "init must be one of 'softmax', 'rbf', 'wide', 'paper', got 'zeros'"),
+        ((15, 3), {"smoothing": 0.5}, "smoothing goes with init='rbf' alone, got smoothing=0.5 with init='softmax'"),
+        ((15, 3), {"init": "rbf", "smoothing": 1.0}, r"smoothing must be in \[0, 1\), .* got 1\.0"),
+        ((15, 3), {"init": "rbf", "smoothing": -0.1}, r"smoothing must be in \[0, 1\), .* got -0\.1"),
+        ((15, 3), {"p": "large"}, "p must be at least 1 .* got 'large'"),
+        ((15, 3), {"backend": "fast"}, "backend must be one of .*, got 'fast'"),
+        ((15, 3), {"add_bias_kv": True}, "add_bias_kv must be False"),
+        ((15, 3), {"add_zero_attn": True}, "add_zero_attn must be False"),
         ((15, 3), {"prior_std": 0.0}, r"prior_std must be positive and finite, got 0\.0"),
     ],
 )
 def test_constructor_names_the_argument_and_what_came(args, kwargs, message, kind):
     takes = {"p": kind is not DotProduct, "prior_std": kind in (IKAN, MIKAN)}
-    takes["num_samples"] = takes["init"] = kind in (IKANDirect, IKAN, MIKAN)
+    takes["num_samples"] = takes["init"] = takes["smoothing"] = kind in (IKANDirect, IKAN, MIKAN)
+    takes["backend"] = kind is not ExplicitKernel
     if all(takes.get(name, True) for name in kwargs):
         with pytest.raises(ValueError, match=message):
             kind(*args, **kwargs)
@@ -783,7 +866,7 @@ def test_unknown_backend_is_refused(kind):
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, message):
-    layer = DotProduct(WIDTH, HEADS, kdim=11, vdim=13)
+    layer = DotProduct(WIDTH, HEADS, kdim=11, vdim=13, batch_first=True)
     with pytest.raises(ValueError, match=message):
         layer(*(torch.ones(shape) for shape in shapes))
 

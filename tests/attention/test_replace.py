@@ -59,7 +59,19 @@ FUTURE = nn.Transformer.generate_square_subsequent_mask(LENGTH, dtype=torch.floa
 # ----- from_attention
 
 
-@pytest.mark.parametrize("kind", [DotProduct, RBF, partial(ExplicitKernel, kernel=RBFKernel)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        DotProduct,
+        RBF,
+        partial(RBF, p="learned"),
+        partial(ExplicitKernel, kernel=RBFKernel),
+        partial(IKANDirect, num_samples=3),
+        partial(IKAN, num_samples=3, p="learned"),
+        partial(MIKAN, num_samples=3, stationary=True),
+    ],
+    ids=["DotProduct", "RBF", "RBF learned", "ExplicitKernel", "IKANDirect", "IKAN learned", "MIKAN stationary"],
+)
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kwargs", [{}, {"bias": False}, {"kdim": 7, "vdim": 11}, {"kdim": 7, "bias": False}], ids=str)
 def test_from_attention_gives_the_outputs_of_the_layer(kwargs, batch_first, kind):
@@ -69,7 +81,7 @@ def test_from_attention_gives_the_outputs_of_the_layer(kwargs, batch_first, kind
     batch = (randn(1, BATCH, LENGTH, WIDTH), *(randn(2, BATCH, 7, kwargs.get(x, WIDTH)) for x in ("kdim", "vdim")))
     if not batch_first:
         batch = tuple(x.transpose(0, 1) for x in batch)
-    assert_close(ours(*batch), expected(*batch), rtol=1e-6, atol=1e-6)
+    assert_close(ours(*batch), expected(*batch), rtol=1e-12, atol=1e-12)
 
 
 @every_kind
@@ -123,7 +135,7 @@ def test_learned_kernels_start_near_the_layer(kind, width, bounds):
     layer, x = nn.MultiheadAttention(8 * width, 8, batch_first=True).eval(), randn(1, 2, 64, 8 * width).float()
     expected, _ = layer(x, x, x)
     for num_samples, bound in zip((16, 64, 256), bounds, strict=True):
-        out, _ = kind.from_attention(layer, num_samples=num_samples)(x, x, x)
+        out, _ = kind.from_attention(layer, init="rbf", num_samples=num_samples)(x, x, x)
         assert (out - expected).norm() < bound * expected.norm()
 
 
@@ -226,7 +238,8 @@ def test_transformer_encoder_takes_every_layer_whenever_it_was_built(kind, build
     assert calls == [layer.self_attn for layer in ours.layers]
     assert out.shape == x.shape
     assert out.isfinite().all()
-    if kind is DotProduct:
+    if kind is not ExplicitKernel:
+        # all others start as dot-product attention
         real = ~PADDING if masks == "padding" else PADDING >= 0
         assert_close(out[real], original(x, **MASKS[masks])[real])
     if masks == "padding":

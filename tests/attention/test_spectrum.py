@@ -6,24 +6,14 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from ika_lightning.attention import kernel_attention
-from ika_lightning.attention.kernels import stationary_features
-from ika_lightning.attention.magnitude import log_magnitude
-from ika_lightning.attention.spectrum import (
-    DirectSpectrum,
-    GaussianCopula,
-    ImplicitSpectrum,
-    OddGenerator,
-    check_num_samples,
-    initial_scale,
-    small_encoder,
-)
-from ika_lightning.attention.start import normal_points
+from ika_lightning.attention.copula import GaussianCopula, small_encoder
+from ika_lightning.attention.features import Bochner, Fourier, Yaglom
+from ika_lightning.attention.implicit import ImplicitSpectrum, OddGenerator
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum, check_num_samples
 
 HEADS, WIDTH = 3, 5
 
@@ -53,6 +43,13 @@ def moved(module: nn.Module, size: float = 0.3) -> nn.Module:
 def implicit(*, copula: bool = False, num_samples: int = 16, conditional: bool = True, **kwargs) -> ImplicitSpectrum:
     coupling = GaussianCopula(HEADS, WIDTH, conditional=conditional) if copula else None
     return ImplicitSpectrum(HEADS, WIDTH, num_samples, conditional=conditional, copula=coupling, **kwargs)
+
+
+def draw(spectrum: Spectrum, mean_key: Tensor | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The frequencies of the map that a spectrum returns, and its regulariser."""
+    feature_map, kl = spectrum(mean_key)
+    assert isinstance(feature_map, Fourier)
+    return feature_map.frequencies, kl
 
 
 class Identity(nn.Module):
@@ -86,94 +83,43 @@ def test_generator_starts_close_to_a_multiple_of_the_identity(scale):
     assert (OddGenerator(WIDTH, scale)(z) - scale * z).abs().max() < 0.1 * scale
 
 
-def test_initial_scale():
-    assert initial_scale(8, 64, 64, "rbf") == pytest.approx((2 * math.sqrt(64)) ** -0.5)
-    # A uniform law of bound b has standard deviation b / sqrt 3.
-    assert initial_scale(7, 64, 11, "paper") == pytest.approx(2 * math.pi / math.sqrt(7 * 11) / math.sqrt(3))
-    with pytest.raises(ValueError, match="init must be 'rbf', 'wide' or 'paper', got 'RBF'"):
-        initial_scale(8, 64, 64, "RBF")
-
-
 @pytest.mark.parametrize("head_dim", [13, 64])
 def test_a_wide_kernel_is_a_quarter_between_independent_points(head_dim):
-    (frequencies,), _ = DirectSpectrum(1, head_dim, 1000, stationary=True, init="wide")()
+    (frequencies,), _ = draw(DirectSpectrum(1, head_dim, 1000, stationary=True, init="wide"))
     apart = (randn(1, 1000, head_dim) - randn(2, 1000, head_dim)).float()
     squared_kernel = (apart @ frequencies[0].mT).cos().mean(-1).square()
     assert 0.2 < squared_kernel.median() < 0.3
 
 
-@pytest.mark.parametrize("width", [3, 10_601])
-def test_normal_points_have_the_moments_of_the_normal_law(width):
-    samples = 512 if width == 3 else 64
-    points = normal_points(2, samples, width)
-    assert points.shape == (2, samples, width)
-    assert points.dtype == torch.get_default_dtype()
-    assert points.isfinite().all()
-    assert points.mean(1).abs().max() < (0.02 if width == 3 else 5 / math.sqrt(samples))
-    assert (points.var(1) - 1).abs().max() < (0.2 if width == 3 else 1.5)
-    assert (points > 0).float().mean() == pytest.approx(0.5, abs=0.02)
+@pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
+def test_one_set_of_frequencies_is_bochners_map_and_two_are_yagloms(kind):
+    for stationary, expected in ((True, Bochner), (False, Yaglom)):
+        feature_map, _ = kind(HEADS, WIDTH, 7, stationary=stationary)()
+        assert type(feature_map) is expected
 
 
-def test_each_normal_point_has_the_normal_law():
-    """The first of a block and the last, in the first block and in one whose signs depend on those before."""
-    draws = 4000
-    points = normal_points(draws, 8, 3).double()
-    steps = torch.linspace(0, 1, draws, dtype=torch.float64).unsqueeze(-1)
-    for m in (0, 2, 3, 7):
-        uniform = torch.special.ndtr(points[:, m]).sort(0).values
-        assert (uniform - steps).abs().max() < 2 / math.sqrt(draws)
-        assert (torch.corrcoef(points[:, m].mT) - torch.eye(3)).abs().max() < 5 / math.sqrt(draws)
-        length = points[:, m].square().sum(-1)
-        assert length.mean() == pytest.approx(3, rel=5 / math.sqrt(draws))
-        assert length.var() == pytest.approx(6, rel=0.2)
+@pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
+@pytest.mark.parametrize("smoothing", [0.25, 0.9])
+def test_frequencies_beside_an_exact_part_are_the_rest_of_the_gaussian(kind, smoothing):
+    """Precisions of a product of Gaussians add up to that of the whole."""
+    (drawn,), _ = draw(kind(HEADS, WIDTH, 1024, stationary=True, smoothing=smoothing).eval())
+    expected = math.sqrt((1 - smoothing) / (2 * math.sqrt(WIDTH)))
+    assert_close(drawn.std(1), torch.full((HEADS, WIDTH), expected), rtol=0.1, atol=0.0)
 
 
-def test_normal_points_of_a_block_are_orthogonal():
-    points = normal_points(4, 13, 5).double()
-    for block in points.split(5, dim=1):
-        gram = block @ block.mT
-        assert (gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-5
-
-
-def test_every_stretch_of_normal_points_has_a_mean_close_to_zero():
-    """Random points have sums that grow with the root of their number."""
-    sums = normal_points(50, 256, 5).cumsum(1)
-    assert sums.norm(dim=-1).max() < 12
-    assert sums[:, 128].norm(dim=-1).mean() < 0.3 * math.sqrt(128 * 5)
-
-
-@pytest.mark.parametrize(("width", "num_samples", "ratio"), [(8, 16, 0.5), (16, 64, 0.5), (64, 64, 0.7)])
-def test_normal_points_estimate_attention_better_than_independent_ones(width, num_samples, ratio):
-    query, key, value = randn(1, 3, 16, 40, width).unbind()
-    query, key = query / 2, key / 2
-    exact = F.scaled_dot_product_attention(query, key, value)
-    errors = []
-    for points in (normal_points(16, num_samples, width), torch.randn(16, num_samples, width)):
-        frequencies = points.double() * initial_scale(1, width, num_samples, "rbf")
-        features = (stationary_features(x, frequencies) for x in (query, key))
-        out = kernel_attention(*features, value, log_magnitude(key))
-        errors.append((out - exact).square().mean().sqrt())
-    assert errors[0] < ratio * errors[1]
-
-
-def test_normal_points_are_independent_over_heads_and_coordinates():
-    points = normal_points(4, 1024, 3).transpose(0, 1).flatten(1)
-    correlation = torch.corrcoef(points.mT)
-    assert (correlation - torch.eye(12)).abs().max() < 5 / math.sqrt(1024)
-
-
-def test_normal_points_are_scrambled_by_the_global_seed():
-    torch.manual_seed(1)
-    first, second = normal_points(2, 16, 3), normal_points(2, 16, 3)
-    torch.manual_seed(1)
-    assert first.equal(normal_points(2, 16, 3))
-    assert not first.isclose(second).all()
+@pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
+def test_frequencies_beside_a_whole_gaussian_start_as_those_of_the_wide_kernel(kind):
+    results = []
+    for init in ("softmax", "wide"):
+        torch.manual_seed(0)
+        results.append(draw(kind(HEADS, WIDTH, 7, init=init).eval()))
+    assert_close(*results, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("stationary", [True, False])
 def test_direct_frequencies_are_parameters(stationary):
     spectrum = DirectSpectrum(HEADS, WIDTH, 7, stationary=stationary)
-    frequencies, kl = spectrum(randn(1, 2, HEADS, WIDTH))
+    frequencies, kl = draw(spectrum, randn(1, 2, HEADS, WIDTH))
     assert len(frequencies) == (1 if stationary else 2)
     assert kl == 0
     for drawn, parameter in zip(frequencies, spectrum.parameters(), strict=True):
@@ -189,7 +135,7 @@ def test_rbf_frequencies_start_as_those_of_the_gaussian(kind, stationary):
         spectrum = DirectSpectrum(HEADS, WIDTH, 1024, stationary=stationary)
     else:
         spectrum = implicit(copula=kind == "copula", num_samples=1024, stationary=stationary).eval()
-    frequencies, kl = spectrum(None)
+    frequencies, kl = draw(spectrum)
     assert_close(kl.detach(), torch.zeros(()), rtol=0.0, atol=1e-6)
     expected = (2 * math.sqrt(WIDTH)) ** -0.5
     for drawn in frequencies:
@@ -202,7 +148,7 @@ def test_rbf_frequencies_start_as_those_of_the_gaussian(kind, stationary):
 
 
 def test_paper_frequencies_start_uniform_within_the_authors_bound():
-    frequencies, _ = DirectSpectrum(HEADS, WIDTH, 400, init="paper")()
+    frequencies, _ = draw(DirectSpectrum(HEADS, WIDTH, 400, init="paper"))
     bound = 2 * math.pi / math.sqrt(HEADS * 400)
     for drawn in frequencies:
         assert drawn.abs().max() <= bound
@@ -212,7 +158,7 @@ def test_paper_frequencies_start_uniform_within_the_authors_bound():
 
 
 def test_paper_scale_of_the_implicit_frequencies():
-    (drawn, _), _ = implicit(num_samples=400, init="paper").eval()(None)
+    (drawn, _), _ = draw(implicit(num_samples=400, init="paper").eval())
     assert_close(drawn.std().item(), 2 * math.pi / math.sqrt(3 * HEADS * 400), rtol=0.05, atol=0.0)
 
 
@@ -223,7 +169,7 @@ def test_paper_scale_of_the_implicit_frequencies():
 def test_shapes(batch, conditional, stationary, copula):
     spectrum = moved(implicit(copula=copula, conditional=conditional, stationary=stationary, num_samples=7))
     mean_key = None if batch is None or not conditional else randn(1, batch, HEADS, WIDTH)
-    frequencies, kl = spectrum(mean_key)
+    frequencies, kl = draw(spectrum, mean_key)
     assert len(frequencies) == (1 if stationary else 2)
     lead = () if mean_key is None else (batch,)
     assert all(drawn.shape == (*lead, HEADS, 7, WIDTH) for drawn in frequencies)
@@ -237,7 +183,7 @@ def test_half_of_the_samples_lie_around_the_mean_and_half_around_its_negative():
         spectrum.mean.copy_(torch.arange(1.0, HEADS * WIDTH + 1).view(HEADS, WIDTH))
         spectrum.raw_std.fill_(-6.0)  # a spread far below the means
     for mode in (True, False):
-        (z, again), _ = spectrum.train(mode)(None)
+        (z, again), _ = draw(spectrum.train(mode))
         assert z.equal(again)  # both generators are fed the same noise
         assert (z > 0).sum(1).eq(32).all()
         assert_close(z.abs(), spectrum.mean.unsqueeze(1).expand_as(z).detach(), rtol=0.05, atol=0.05)
@@ -259,7 +205,7 @@ def test_fixed_points_are_as_even_on_either_side_of_the_mean(num_samples):
 def test_density_is_symmetric():
     """An odd generator of a symmetric law: all odd moments vanish, and the kernel is real."""
     spectrum = moved(implicit(num_samples=40_000, conditional=False), 0.5)
-    frequencies, _ = spectrum(None)
+    frequencies, _ = draw(spectrum)
     for drawn in frequencies:
         standardised = drawn / drawn.std(1, keepdim=True)
         assert standardised.mean(1).abs().max() < 5 / math.sqrt(40_000)
@@ -313,7 +259,7 @@ def test_width_of_the_prior_matters():
         torch.manual_seed(0)
         spectra.append(moved(implicit(prior_std=prior_std)).eval())
     mean_key = randn(1, 2, HEADS, WIDTH)
-    (narrow, narrow_kl), (wide, wide_kl) = (spectrum(mean_key) for spectrum in spectra)
+    (narrow, narrow_kl), (wide, wide_kl) = (draw(spectrum, mean_key) for spectrum in spectra)
     assert not (narrow_kl.isclose(wide_kl) and narrow[0].isclose(wide[0]).all())
 
 
@@ -343,7 +289,7 @@ def test_copula_starts_with_independent_heads():
 
 def test_copula_of_one_head_has_nothing_to_couple():
     spectrum = ImplicitSpectrum(1, WIDTH, 7, copula=GaussianCopula(1, WIDTH))
-    frequencies, kl = spectrum(torch.ones(2, 1, WIDTH))
+    frequencies, kl = draw(spectrum, torch.ones(2, 1, WIDTH))
     assert frequencies[0].shape == (2, 1, 7, WIDTH)
     assert_close(kl, torch.zeros(()))
 
@@ -355,7 +301,7 @@ def test_drawn_heads_have_the_correlation_of_the_copula_and_normal_marginals():
     spectrum = spectrum.double().train()
     mean_key = randn(1, 2, HEADS, WIDTH)
     moved(spectrum.copula, 0.6)
-    (z,), _ = spectrum(mean_key)  # posterior at the prior: the noise alone
+    (z,), _ = draw(spectrum, mean_key)  # posterior at the prior: the noise alone
     factor = spectrum.copula(mean_key)
     error = 1 / math.sqrt(draws)
     assert z.mean(-2).abs().max() < 5 * error
@@ -377,12 +323,12 @@ def test_drawn_heads_have_the_correlation_of_the_copula_and_normal_marginals():
 @pytest.mark.parametrize("copula", [False, True])
 def test_evaluation_is_deterministic_and_training_is_not(copula):
     spectrum, mean_key = moved(implicit(copula=copula)), randn(1, 2, HEADS, WIDTH)
-    (first, _), kl = spectrum.eval()(mean_key)
-    (second, _), again = spectrum(mean_key)
+    (first, _), kl = draw(spectrum.eval(), mean_key)
+    (second, _), again = draw(spectrum, mean_key)
     assert first.equal(second)
     assert kl.equal(again)
-    (first, _), kl = spectrum.train()(mean_key)
-    (second, _), again = spectrum(mean_key)
+    (first, _), kl = draw(spectrum.train(), mean_key)
+    (second, _), again = draw(spectrum, mean_key)
     assert not first.isclose(second).any()
     assert kl.equal(again)  # closed form: no sampling
 
@@ -396,18 +342,18 @@ def test_evaluation_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("copula", [False, True])
 def test_mean_key_moves_the_posterior_of_its_own_sample_only(copula):
     spectrum, mean_key = moved(implicit(copula=copula)).eval(), randn(1, 2, HEADS, WIDTH)
-    (before, _), _ = spectrum(mean_key)
+    (before, _), _ = draw(spectrum, mean_key)
     mean_key[1] += 1
-    (after, _), _ = spectrum(mean_key)
+    (after, _), _ = draw(spectrum, mean_key)
     assert after[0].equal(before[0])
     assert not after[1].isclose(before[1]).any()
 
 
 def test_mean_key_moves_its_own_head_only_without_a_copula():
     spectrum, mean_key = moved(implicit()).eval(), randn(1, 2, HEADS, WIDTH)
-    (before, _), _ = spectrum(mean_key)
+    (before, _), _ = draw(spectrum, mean_key)
     mean_key[:, 1] += 1
-    (after, _), _ = spectrum(mean_key)
+    (after, _), _ = draw(spectrum, mean_key)
     assert after[:, [0, 2]].equal(before[:, [0, 2]])
     assert not after[:, 1].isclose(before[:, 1]).any()
 
@@ -428,7 +374,7 @@ def test_every_parameter_gets_a_gradient_in_every_call(move, batch, stationary, 
     spectrum = implicit(copula=copula, stationary=stationary).double()
     if move:
         moved(spectrum)
-    frequencies, kl = spectrum(None if batch is None else randn(1, batch, HEADS, WIDTH))
+    frequencies, kl = draw(spectrum, None if batch is None else randn(1, batch, HEADS, WIDTH))
     (sum(drawn.square().sum() for drawn in frequencies) + kl).backward()
     for name, parameter in spectrum.named_parameters():
         assert parameter.grad is not None, name
@@ -445,7 +391,7 @@ def test_points_are_saved_and_sides_are_not():
 
 @pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
 def test_one_sample_is_enough(kind):
-    frequencies, _ = kind(HEADS, WIDTH, 1)(None)
+    frequencies, _ = draw(kind(HEADS, WIDTH, 1))
     assert frequencies[0].shape == (HEADS, 1, WIDTH)
     assert frequencies[0].isfinite().all()
 
@@ -469,7 +415,7 @@ def test_width_of_the_prior_must_be_positive_and_finite(prior_std):
 
 @pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])
 def test_unknown_init_is_refused(kind):
-    with pytest.raises(ValueError, match="init must be 'rbf', 'wide' or 'paper', got 'zeros'"):
+    with pytest.raises(ValueError, match="init must be one of 'softmax', 'rbf', 'wide', 'paper', got 'zeros'"):
         kind(HEADS, WIDTH, 7, init="zeros")
 
 

@@ -129,12 +129,12 @@ def test_no_prefix_and_no_source_is_computed_twice(source, monkeypatch):
     net.target_embedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].size(1)))
     encoded: list[int] = []
     net.encoder.register_forward_hook(lambda _, inputs, __: encoded.append(inputs[0].size(0)))
-    remembered: list[int] = []
-    net.layers[0].cross_attention.k_proj.register_forward_hook(lambda *_: remembered.append(1))
+    encoded_keys: list[int] = []
+    net.layers[0].cross_attention.k_proj.register_forward_hook(lambda *_: encoded_keys.append(1))
     search(beam=3)(net, source)
     assert set(seen) == {1} and len(seen) > 3
     assert encoded == [len(source)]
-    assert remembered == [1]
+    assert encoded_keys == [1]
 
 
 @pytest.mark.parametrize(

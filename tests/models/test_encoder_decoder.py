@@ -17,7 +17,7 @@ LAYERS = {
     "IKAN": partial(IKAN, num_samples=7, p=1.8),
     "MIKAN": partial(MIKAN, num_samples=7),
     "MIKAN chunked": partial(MIKAN, num_samples=7, backend="chunked"),
-    "IKAN linear": partial(IKAN, num_samples=7, backend="linear"),
+    "IKAN linear": partial(IKAN, num_samples=7, backend="linear", init="rbf"),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -107,7 +107,7 @@ class TestDecode:
         assert_close(torch.cat(scores, 1), net(source, target), rtol=1e-9, atol=1e-9)
         assert state.length == 9
 
-    def test_hypotheses_of_a_source_share_its_memory(self, name, source):
+    def test_hypotheses_of_a_source_share_its_keys(self, name, source):
         net, k = build(name), 4
         target = sentences([9] * 3 * k, TARGET, seed=4)
         state = net.start(source)
@@ -116,7 +116,7 @@ class TestDecode:
             second, state = net.decode(target[:, 5:], state)
         expected = net(source.repeat_interleave(k, 0), target)
         assert_close(torch.cat([first, second], 1), expected, rtol=1e-9, atol=1e-9)
-        assert {row.size(0) for memory in state.memories for row in memory.rows} == {3}
+        assert {keys.num_sequences for keys in state.sources} == {3}
 
     def test_reordered_and_selected(self, name, source):
         net, k = build(name), 2
@@ -124,7 +124,7 @@ class TestDecode:
         with torch.no_grad():
             _, state = net.decode(target[:, :5], net.start(source))
             kept, moved = torch.tensor([2, 0]), torch.tensor([5, 5, 1, 0])
-            out, _ = net.decode(target[moved, 5:], state.select_sources(kept).reorder_(moved))
+            out, _ = net.decode(target[moved, 5:], state.select_sources(kept).select_(moved))
         expected = net(source[kept].repeat_interleave(k, 0), target[moved])
         assert_close(out, expected[:, 5:], rtol=1e-9, atol=1e-9)
 

@@ -35,18 +35,21 @@ def record(layer, length=6, sequences=2, **masks):
 
 def figures():
     """Every kind of figure, of ordinary and of odd things."""
-    heads, one = record(MIKAN(32, 8)), record(MIKAN(4, 1), length=1, sequences=1)
+    heads, one = record(MIKAN(32, 8, batch_first=True)), record(MIKAN(4, 1, batch_first=True), length=1, sequences=1)
     words = [["of", "a", "$\\frac{$", "  ", "\n", "ｗｉｄｅ 字"]] * 2
-    long = record(IKAN(16, 16, stationary=True), length=300)
+    long = record(IKAN(16, 16, batch_first=True, stationary=True), length=300)
     yield "maps", lambda: draw_maps(heads)
     yield "maps with names", lambda: draw_maps(heads, (words, words))
     yield "maps of one token", lambda: draw_maps(one)
     yield "maps of many tokens and heads", lambda: draw_maps(long)
-    yield "maps of padding", lambda: draw_maps(record(RBF(8, 2), key_padding_mask=torch.arange(6).expand(2, 6) > 1))
+    yield (
+        "maps of padding",
+        lambda: draw_maps(record(RBF(8, 2, batch_first=True), key_padding_mask=torch.arange(6).expand(2, 6) > 1)),
+    )
     yield "surfaces", lambda: draw_similarity(heads)
     yield "a surface", lambda: draw_similarity(one)
     yield "rays", lambda: draw_similarity(long)
-    yield "a formula", lambda: draw_similarity(record(RBF(8, 2)))
+    yield "a formula", lambda: draw_similarity(record(RBF(8, 2, batch_first=True)))
     for name, recording in (("density", heads), ("a density", one), ("a density of many heads", long)):
         history = [(10 * k, frequencies(recording)) for k in range(4)]
         yield name, lambda history=history, recording=recording: draw_density(history, start_std(recording), "layer")
@@ -83,7 +86,7 @@ def test_every_label_is_inside_its_figure(draw) -> None:
 
 def test_nothing_is_left_behind() -> None:
     settings = dict(matplotlib.rcParams)
-    recording = record(MIKAN(8, 2))
+    recording = record(MIKAN(8, 2, batch_first=True))
     figure = draw_maps(recording)
     to_pixels(figure)
     assert dict(matplotlib.rcParams) == settings and plt.get_fignums() == []
@@ -95,13 +98,13 @@ def test_nothing_is_left_behind() -> None:
 
 def test_the_style_is_ours_whatever_the_user_has_set() -> None:
     with matplotlib.rc_context({"text.usetex": True, "font.size": 40}):
-        pixels = to_pixels(draw_similarity(record(IKAN(8, 2))))
+        pixels = to_pixels(draw_similarity(record(IKAN(8, 2, batch_first=True))))
     assert np.array_equal(pixels, to_pixels(draw_similarity(record_again())))
 
 
 def record_again():
     torch.manual_seed(0)
-    return record(IKAN(8, 2))
+    return record(IKAN(8, 2, batch_first=True))
 
 
 def test_colours_can_be_told_apart_in_grey_or_by_the_colour_blind() -> None:
@@ -120,7 +123,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 def test_dot_product_needs_no_picture_of_its_similarity() -> None:
-    assert not record(DotProduct(8, 2)).learned
+    assert not record(DotProduct(8, 2, batch_first=True)).learned
 
 
 def test_start_up_does_not_wait_for_figures() -> None:

@@ -22,12 +22,12 @@ from ika_lightning.pictures.weights import attention_weights, draw_magnitude
 
 SEQUENCES, QUERIES, KEYS, HEADS, WIDTH = 3, 5, 7, 2, 6
 LAYERS = {
-    "dot": DotProduct,
-    "rbf": lambda *sizes: RBF(*sizes, p=1.5),
-    "explicit": lambda *sizes: ExplicitKernel(*sizes, p=3.0),
-    "direct": lambda *sizes: IKANDirect(*sizes, p=1.0),
-    "implicit": lambda *sizes: IKAN(*sizes, p=1.8, stationary=True),
-    "copula": lambda *sizes: MIKAN(*sizes, p="inf"),
+    "dot": lambda *sizes: DotProduct(*sizes, batch_first=True),
+    "rbf": lambda *sizes: RBF(*sizes, batch_first=True, p=1.5),
+    "explicit": lambda *sizes: ExplicitKernel(*sizes, batch_first=True, p=3.0),
+    "direct": lambda *sizes: IKANDirect(*sizes, batch_first=True, p=1.0),
+    "implicit": lambda *sizes: IKAN(*sizes, batch_first=True, p=1.8, stationary=True),
+    "copula": lambda *sizes: MIKAN(*sizes, batch_first=True, p="inf"),
 }
 
 
@@ -100,7 +100,7 @@ def test_a_recording_stays_as_it_was_when_the_layer_moves_on() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_recording_changes_nothing(training) -> None:
-    layer = MIKAN(HEADS * WIDTH, HEADS, dropout=0.3).train(training)
+    layer = MIKAN(HEADS * WIDTH, HEADS, dropout=0.3, batch_first=True).train(training)
     x = torch.randn(SEQUENCES, KEYS, HEADS * WIDTH)
     torch.manual_seed(1)
     expected, _ = layer(x, x, x)
@@ -114,7 +114,7 @@ def test_recording_changes_nothing(training) -> None:
 
 
 def test_the_first_call_counts_and_each_entry_starts_anew() -> None:
-    layer = DotProduct(8, 2)
+    layer = DotProduct(8, 2, batch_first=True)
     with Recorder(layer) as recorder:
         for length in (3, 4):
             layer(*[torch.randn(1, length, 8)] * 3)

@@ -1,4 +1,4 @@
-"""Decoding: a few positions at a time give what one causal call gives."""
+"""Encoded keys: attending to them, and decoding, gives what one call of the layer gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from ika_lightning.attention import (
@@ -17,24 +17,34 @@ from ika_lightning.attention import (
     DotProduct,
     ExplicitKernel,
     IKANDirect,
-    KeyCache,
     LinearKernel,
     MultiheadAttention,
 )
+from ika_lightning.attention.core import Core
+from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys, move_rows
+from ika_lightning.attention.features import Bochner, Yaglom
+from ika_lightning.attention.mask import Mask
 
 BATCH, LENGTH, WIDTH, HEADS = 3, 11, 15, 5
+few = {"num_samples": 7}
 LAYERS: dict[str, Callable[..., MultiheadAttention]] = {
     "DotProduct": DotProduct,
     "RBF": partial(RBF, p=1.0),
     "ExplicitKernel": partial(ExplicitKernel, p=1.8),
     "ExplicitKernel linear": partial(ExplicitKernel, kernel=LinearKernel),
-    "IKANDirect": partial(IKANDirect, num_samples=7),
-    "IKANDirect stationary": partial(IKANDirect, p=1.0, stationary=True, num_samples=7),
-    "IKAN": partial(IKAN, p=1.8, num_samples=7),
-    "IKAN chunked": partial(IKAN, num_samples=7, backend="chunked"),
-    "IKAN reference": partial(IKAN, num_samples=7, backend="reference"),
-    "MIKAN": partial(MIKAN, p=3.0, num_samples=7),
-    "IKAN linear": partial(IKAN, p=1.8, num_samples=7, backend="linear"),
+    "RBF learned": partial(RBF, p="learned"),
+    "IKANDirect": partial(IKANDirect, init="rbf", **few),
+    "IKANDirect stationary": partial(IKANDirect, p=1.0, stationary=True, init="rbf", **few),
+    "IKANDirect exact": partial(IKANDirect, p=1.8, **few),
+    "IKAN": partial(IKAN, p=1.8, init="rbf", **few),
+    "IKAN chunked": partial(IKAN, init="rbf", backend="chunked", **few),
+    "IKAN reference": partial(IKAN, init="rbf", backend="reference", **few),
+    "IKAN exact": partial(IKAN, p="learned", **few),
+    "IKAN exact, chunked": partial(IKAN, stationary=True, backend="chunked", **few),
+    "IKAN smoothed": partial(IKAN, init="rbf", smoothing=0.3, **few),
+    "MIKAN": partial(MIKAN, p=3.0, init="rbf", **few),
+    "MIKAN exact": partial(MIKAN, **few),
+    "IKAN linear": partial(IKAN, p=1.8, init="rbf", backend="linear", **few),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -46,14 +56,17 @@ def randn(seed: int, *shape: int) -> Tensor:
 def build(name: str, **kwargs) -> MultiheadAttention:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = LAYERS[name](WIDTH, HEADS, **kwargs).double()
+        layer = LAYERS[name](WIDTH, HEADS, **{"batch_first": True, **kwargs}).double()
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter += 0.2 * torch.randn_like(parameter)
+            if layer.core.start_share == 0.0:
+                # far from dot-product attention, too
+                layer.core.share += 0.7
     return layer.eval()
 
 
-def decode(layer: MultiheadAttention, x: Tensor, sizes: list[int], axis: int = 1) -> tuple[Tensor, KeyCache]:
+def decode(layer: MultiheadAttention, x: Tensor, sizes: list[int], axis: int = 1) -> tuple[Tensor, Cache]:
     cache, outs = None, []
     for part in x.split(sizes, dim=axis):
         out, cache = layer.decode(part, cache)
@@ -95,7 +108,7 @@ def test_reordered_cache_goes_on_with_the_sequences_chosen(name):
     layer, x, later = build(name), randn(1, BATCH, LENGTH, WIDTH), randn(2, 4, 2, WIDTH)
     _, cache = layer.decode(x)
     index = torch.tensor([2, 0, 0, 2])
-    out, longer = layer.decode(later, cache.reorder(index))
+    out, longer = layer.decode(later, cache.select(index))
     whole = torch.cat([x[index], later], 1)
     assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
     assert (cache.length, longer.length) == (LENGTH, LENGTH + 2)
@@ -130,13 +143,13 @@ def test_reordering_in_place(name, index):
     layer, x, later = build(name), randn(1, BATCH, LENGTH, WIDTH), randn(2, len(index), 2, WIDTH)
     _, cache = decode(layer, x, [4, 1, 6])
     index = torch.tensor(index)
-    out, cache = decode_on(layer, later, cache.reorder_(index))
+    out, cache = decode_on(layer, later, cache.select_(index))
     whole = torch.cat([x[index], later], 1)
     assert_close(out, layer(whole, whole, whole, need_weights=False, is_causal=True)[0][:, LENGTH:])
     assert cache.length == LENGTH + 2
 
 
-def decode_on(layer: MultiheadAttention, x: Tensor, cache: KeyCache) -> tuple[Tensor, KeyCache]:
+def decode_on(layer: MultiheadAttention, x: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     outs = []
     for part in x.split(1, 1):
         out, cache = layer.decode(part, cache)
@@ -151,10 +164,11 @@ def test_a_new_key_costs_no_copy_of_those_before():
     addresses = []
     for t in range(2, 64):
         _, cache = layer.decode(x[:, t : t + 1], cache)
-        addresses.append(cache.rows[0].data_ptr())
-    assert len(set(addresses)) == 5  # doubled that often
-    moved = cache.reorder_(torch.tensor([0, 0, 2]))
-    assert moved.rows[0].data_ptr() == addresses[-1]
+        addresses.append(cache.value.data_ptr())
+    # doubled that often
+    assert len(set(addresses)) == 5
+    moved = cache.select_(torch.tensor([0, 0, 2]))
+    assert moved.value.data_ptr() == addresses[-1]
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "IKAN linear"])
@@ -182,13 +196,18 @@ def test_frequencies_are_drawn_once_for_a_sequence(name):
     assert layer.kl.equal(kl)
 
 
-@pytest.mark.parametrize("name", ["IKAN", "MIKAN", "IKANDirect"])
-def test_features_are_made_once_for_a_key(name, monkeypatch):
-    layer, x, seen = build(name), randn(1, BATCH, LENGTH, WIDTH), []
-    import ika_lightning.attention.core as core
+def rows_mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of rows whenever features are made."""
+    seen: list[int] = []
+    for kind in (Bochner, Yaglom):
+        original = kind.__call__
+        monkeypatch.setattr(kind, "__call__", lambda self, x, _of=original: seen.append(x.size(-2)) or _of(self, x))
+    return seen
 
-    features = core._features
-    monkeypatch.setattr(core, "_features", lambda x, w: seen.append(x.size(-2)) or features(x, w))
+
+@pytest.mark.parametrize("name", ["IKAN", "MIKAN", "IKANDirect", "IKAN exact", "IKAN linear"])
+def test_features_are_made_once_for_a_key(name, monkeypatch):
+    layer, x, seen = build(name), randn(1, BATCH, LENGTH, WIDTH), rows_mapped(monkeypatch)
     decode(layer, x, [1] * LENGTH)
     assert seen == [1] * (2 * LENGTH)
 
@@ -234,32 +253,31 @@ def test_state_belongs_to_its_layer():
 def test_cache_of_another_number_of_sequences_is_refused(kind):
     layer = build(kind)
     _, cache = layer.decode(randn(1, BATCH, LENGTH, WIDTH))
-    with pytest.raises(ValueError, match=r"a cache of 3 sequences cannot go on with 2; cache\.reorder\(index\)"):
+    with pytest.raises(ValueError, match=r"keys of 3 sequences cannot go on with 2; keys\.select\(index\)"):
         layer.decode(randn(1, 2, 1, WIDTH), cache)
 
 
 def test_layer_of_other_widths_of_keys_cannot_attend_to_itself():
     with pytest.raises(ValueError, match=r"must be \(15, 7, 15\), got query \(3, 2, 15\)"):
-        DotProduct(WIDTH, HEADS, kdim=7).decode(torch.ones(3, 2, WIDTH))
+        DotProduct(WIDTH, HEADS, kdim=7, batch_first=True).decode(torch.ones(3, 2, WIDTH))
 
 
-def test_own_core_decodes_by_its_forward():
-    from ika_lightning.attention.core import Core
-
+def test_own_core_decodes_by_what_it_is_made_of():
     class Mean(Core):
-        def forward(self, query, key, value, *, attn_mask=None, is_causal=False, **kwargs):
-            n, m = query.size(-2), key.size(-2)
-            allowed = torch.ones(n, m).tril() if is_causal else torch.ones(n, m) if attn_mask is None else attn_mask
-            weights = allowed.to(value.dtype) / allowed.sum(-1, keepdim=True)
-            return weights @ value, None
+        def attend(self, query, keys, mask=None, **kwargs):
+            n, m = query.size(-2), keys.length
+            allowed = (mask or Mask()).allowed(n, m)
+            weights = torch.ones(n, m) if allowed is None else allowed.expand(n, m)
+            weights = weights.to(keys.value.dtype) / weights.sum(-1, keepdim=True)
+            return weights @ keys.value, None
 
-    layer = MultiheadAttention(WIDTH, HEADS, lambda heads, width: Mean()).double()
+    layer = MultiheadAttention(WIDTH, HEADS, batch_first=True, core=Mean).double()
     x = randn(1, BATCH, LENGTH, WIDTH)
     assert_close(decode(layer, x, [1, 4, 6])[0], layer(x, x, x, need_weights=False, is_causal=True)[0])
-    assert isinstance(layer, nn.Module)
+    assert_close(layer.attend(x, layer.encode_keys(x, x)), layer(x, x, x, need_weights=False)[0])
 
 
-def remembered(layer: MultiheadAttention, masked: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def source(layer: MultiheadAttention, masked: bool | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Queries, keys, and a mask of them: none, boolean or floating."""
     query, key = randn(1, BATCH, LENGTH, WIDTH), randn(2, BATCH, 7, WIDTH)
     mask = torch.zeros(BATCH, 7).bool()
@@ -269,79 +287,122 @@ def remembered(layer: MultiheadAttention, masked: bool | None) -> tuple[Tensor, 
     return query, key, mask if masked else randn(3, BATCH, 7).masked_fill(mask, -torch.inf)
 
 
-class TestMemory:
+class TestEncodedKeys:
     @every_layer
     @pytest.mark.parametrize("masked", [None, True, False], ids=["all", "boolean", "floating"])
-    def test_recall_of_parts_is_forward(self, name, masked):
+    def test_attending_in_parts_is_forward(self, name, masked):
         layer = build(name)
-        query, key, mask = remembered(layer, masked)
+        query, key, mask = source(layer, masked)
         expected, _ = layer(query, key, key, key_padding_mask=mask, need_weights=False)
-        memory = layer.remember(key, key, mask)
-        parts = [layer.recall(part, memory) for part in query.split([1, 6, 4], 1)]
+        keys = layer.encode_keys(key, key, mask)
+        parts = [layer.attend(part, keys) for part in query.split([1, 6, 4], 1)]
         assert_close(torch.cat(parts, 1), expected, rtol=1e-10, atol=1e-10)
 
     @every_layer
     def test_selection(self, name):
         layer = build(name)
-        query, key, mask = remembered(layer, True)
+        query, key, mask = source(layer, True)
         index = torch.tensor([2, 0, 0, 2])
-        out = layer.recall(query[index], layer.remember(key, key, mask).select(index))
+        out = layer.attend(query[index], layer.encode_keys(key, key, mask).select(index))
         assert_close(out, layer(query, key, key, key_padding_mask=mask, need_weights=False)[0][index])
 
     @every_layer
     def test_layouts(self, name):
         layer, query, key = build(name, batch_first=False), randn(1, LENGTH, BATCH, WIDTH), randn(2, 7, BATCH, WIDTH)
-        assert_close(layer.recall(query, layer.remember(key, key)), layer(query, key, key, need_weights=False)[0])
+        assert_close(layer.attend(query, layer.encode_keys(key, key)), layer(query, key, key, need_weights=False)[0])
 
     @pytest.mark.parametrize("name", ["IKAN", "MIKAN"])
     def test_frequencies_are_drawn_once_and_follow_the_keys(self, name):
         layer = build(name).train()
-        query, key, mask = remembered(layer, True)
+        query, key, mask = source(layer, True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             expected, _ = layer(query, key, key, key_padding_mask=mask)
             kl = layer.kl
             torch.manual_seed(1)
-            memory = layer.remember(key, key, mask)
-        assert memory.frequencies[0].size(0) == BATCH
-        assert_close(layer.recall(query, memory), expected)
+            keys = layer.encode_keys(key, key, mask)
+        assert keys.feature_map.frequencies[0].size(0) == BATCH
+        assert_close(layer.attend(query, keys), expected)
         assert layer.kl.equal(kl)
 
     @pytest.mark.parametrize("name", ["IKAN", "IKAN linear", "IKANDirect"])
     def test_features_are_made_once_for_a_key(self, name, monkeypatch):
-        layer, seen = build(name), []
-        query, key, _ = remembered(layer, None)
-        import ika_lightning.attention.core as core
-
-        features = core._features
-        monkeypatch.setattr(core, "_features", lambda x, w: seen.append(x.size(-2)) or features(x, w))
-        memory = layer.remember(key, key)
+        layer, seen = build(name), rows_mapped(monkeypatch)
+        query, key, _ = source(layer, None)
+        keys = layer.encode_keys(key, key)
         for part in query.split(4, 1):
-            layer.recall(part, memory)
+            layer.attend(part, keys)
         assert seen == [7, 4, 4, 3]
 
     @pytest.mark.parametrize("name", ["DotProduct", "RBF", "IKAN"])
     def test_half_precision(self, name):
         layer = build(name).to(torch.bfloat16)
-        query, key, mask = (x if x.dtype == torch.bool else x.bfloat16() for x in remembered(layer, True))
-        out, expected = layer.recall(query, layer.remember(key, key, mask)), layer(query, key, key, mask)[0]
+        query, key, mask = (x if x.dtype == torch.bool else x.bfloat16() for x in source(layer, True))
+        out, expected = layer.attend(query, layer.encode_keys(key, key, mask)), layer(query, key, key, mask)[0]
         assert out.dtype == torch.bfloat16
         assert (out - expected).norm() < 0.03 * expected.norm()
 
     def test_what_does_not_fit_is_refused(self):
         layer = build("IKAN")
-        query, key, _ = remembered(layer, None)
+        query, key, _ = source(layer, None)
         with pytest.raises(
             ValueError, match=r"query must have shape \(sequences, n, width\) = \(3, n, 15\), got \(2, "
         ):
-            layer.recall(query[:2], layer.remember(key, key))
+            layer.attend(query[:2], layer.encode_keys(key, key))
         with pytest.raises(ValueError, match=r"query must have 3 axes, got \(11, 15\)"):
-            layer.recall(query[0], layer.remember(key, key))
+            layer.attend(query[0], layer.encode_keys(key, key))
         with pytest.raises(ValueError, match="key and value must have the same length"):
-            layer.remember(key, key[:, 1:])
+            layer.encode_keys(key, key[:, 1:])
         with pytest.raises(ValueError, match="key and value must have 3 axes"):
-            layer.remember(key[0], key[0])
+            layer.encode_keys(key[0], key[0])
         with pytest.raises(
             ValueError, match=r"key_padding_mask must have shape \(batch, keys\) = \(3, 7\), got \(3, 6\)"
         ):
-            layer.remember(key, key, torch.zeros(3, 6).bool())
+            layer.encode_keys(key, key, torch.zeros(3, 6).bool())
+
+    @every_layer
+    @torch.no_grad()
+    def test_keys_with_a_mask_cannot_grow(self, name):
+        layer = build(name)
+        _, key, mask = source(layer, True)
+        keys = layer.encode_keys(key, key, mask)
+        for first, later in ((keys, layer.encode_keys(key, key)), (layer.encode_keys(key, key), keys)):
+            with pytest.raises(ValueError, match="keys with a key_padding_mask cannot grow; encode them all at once"):
+                first.append(later)
+
+    @every_layer
+    @pytest.mark.parametrize("index", [[0, 1, 2], [2, 1, 0], [1], [2, 0, 0, 2]], ids=str)
+    @torch.no_grad()
+    def test_selection_in_place(self, name, index):
+        layer = build(name)
+        query, key, mask = source(layer, False)
+        expected, _ = layer(query, key, key, key_padding_mask=mask, need_weights=False)
+        chosen = layer.encode_keys(key, key, mask).select_(torch.tensor(index))
+        assert_close(layer.attend(query[index], chosen), expected[index])
+
+
+@pytest.mark.parametrize("name", ["IKANDirect exact", "IKAN exact", "MIKAN exact", "RBF", "DotProduct"])
+def test_sums_of_constant_size_are_of_features_alone(name):
+    layer, x = build(name), randn(1, BATCH, LENGTH, WIDTH)
+    layer.core.backend = "linear"
+    with pytest.raises(ValueError, match=r"backend 'linear' .*; take 'auto' or 'dense' for this call"):
+        layer.decode(x)
+
+
+def test_kinds_of_caches():
+    x = randn(1, BATCH, LENGTH, WIDTH)
+    for name in LAYERS:
+        _, cache = build(name).decode(x)
+        assert isinstance(cache, SummedKeys if name == "IKAN linear" else EncodedKeys)
+
+
+@torch.no_grad()
+def test_only_sequences_that_move_are_copied():
+    x = torch.arange(5 * 2 * 3).view(5, 2, 3)
+    expected, moved = x[[0, 3, 1, 3]].clone(), move_rows(x, torch.tensor([0, 3, 1, 3]))
+    assert moved.equal(expected)
+    assert moved.data_ptr() == x.data_ptr()
+    x = torch.arange(5 * 2 * 3).view(5, 1, 2, 3)
+    moved = move_rows(x, torch.tensor([2, 1]), length=1)
+    # beyond the length nothing is worth a copy
+    assert moved.flatten(1).tolist() == [[12, 13, 14, 3, 4, 5], [6, 7, 8, 9, 10, 11]]

@@ -5,19 +5,26 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ika_lightning.attention import kernel_attention, linear
-from ika_lightning.attention.linear import LinearState, linear_attention
+from ika_lightning.attention import kernel_attention
+from ika_lightning.attention.backends import linear, linear_state
+from ika_lightning.attention.backends.linear_state import LinearState
 
 
 @pytest.fixture(params=[(3, 1), (4, 20), (256, 1024)], ids=str)
 def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small blocks and slabs leave ragged edges; large ones hold everything."""
-    monkeypatch.setattr(linear, "BLOCK", request.param[0])
-    monkeypatch.setattr(linear, "SLAB", request.param[1])
+    for module in (linear, linear_state):
+        monkeypatch.setattr(module, "BLOCK", request.param[0])
+        monkeypatch.setattr(module, "SLAB", request.param[1])
 
 
 def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def linear_attention(*arguments: Tensor | float | bool) -> Tensor:
+    out, *_ = linear._linear(*arguments)
+    return out
 
 
 def with_gradients(function, tensors: list[Tensor]) -> list[Tensor]:
@@ -49,6 +56,13 @@ def test_gradcheck(sizes: None, features: int, is_causal: bool) -> None:
     assert torch.autograd.gradcheck(lambda *args: linear_attention(*args, 0.1, is_causal), tensors)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("features", [3, 4])
+def test_second_derivatives(sizes: None, features: int, is_causal: bool) -> None:
+    tensors = [x.requires_grad_() for x in (draw(1, 5, features), draw(1, 4, features), draw(1, 4, 2), draw(1, 4))]
+    assert torch.autograd.gradgradcheck(lambda *args: linear_attention(*args, 0.1, is_causal), tensors)
+
+
 def test_causal_magnitudes_may_grow_and_shrink_without_bound(sizes: None) -> None:
     n = 23
     for slope in (1e4, -1e4):
@@ -63,7 +77,7 @@ def test_causal_magnitudes_may_grow_and_shrink_without_bound(sizes: None) -> Non
 def test_heads_may_be_computed_together_or_one_by_one(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     tensors = [draw(5, 7, 3), draw(5, 7, 3), draw(5, 7, 2), draw(5, 7)]
     expected = with_gradients(lambda *args: linear_attention(*args, 1e-5, True), tensors)
-    monkeypatch.setattr("ika_lightning.attention.chunked.CPU_STEP", step)
+    monkeypatch.setattr("ika_lightning.attention.backends.tiles.CPU_STEP", step)
     assert_close(with_gradients(lambda *args: linear_attention(*args, 1e-5, True), tensors), expected)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ika_lightning.attention import edges
-from ika_lightning.attention.edges import edge_similarity, neighbourhood_weights, query_wave
-from ika_lightning.attention.kernels import nonstationary_features, stationary_features
+from ika_lightning.attention.features import fourier
+from ika_lightning.attention.graph import edges
+from ika_lightning.attention.graph.edges import edge_similarity, neighbourhood_weights
 
 HEADS, QUERIES, KEYS, PHASES, EDGES, WIDTH, GRAPHS = 2, 5, 7, 11, 23, 3, 2
 
@@ -27,7 +27,8 @@ def index(seed: int, count: int) -> Tensor:
 
 def arguments(rows: int = QUERIES, *, features: bool = False, graphs: int = 1) -> list[Tensor]:
     found = [randn(1, HEADS, rows, PHASES), randn(2, HEADS, QUERIES, PHASES), randn(3, HEADS, KEYS, PHASES)]
-    found += [index(4, QUERIES - 1), index(5, KEYS - 1)]  # the last ones have no edge
+    # the last nodes have no edge
+    found += [index(4, QUERIES - 1), index(5, KEYS - 1)]
     if features:
         found += [randn(6, EDGES, HEADS, WIDTH), randn(7, graphs, HEADS, PHASES, WIDTH), index(8, graphs)]
     return [x.requires_grad_() if x.is_floating_point() else x for x in found]
@@ -78,16 +79,37 @@ def test_gradcheck(case):
 
 @every_case
 def test_is_an_operator_of_pytorch(case):
-    operator = edges._similarity if "features" not in case else edges._similarity_with_features
-    torch.library.opcheck(operator, tuple(CASES[case]))
+    name = "edge_similarity_with_features" if "features" in case else "edge_similarity"
+    torch.library.opcheck(getattr(torch.ops.ika_lightning, name).default, tuple(CASES[case]))
 
 
 @every_case
-def test_a_second_derivative_is_refused(case):
+def test_second_derivatives_are_those_of_its_formula(case, block):
     inputs = CASES[case]
-    (gradient,) = torch.autograd.grad(edge_similarity(*inputs).sum(), inputs[1], create_graph=True)
-    with pytest.raises(RuntimeError, match="has no derivative"):
-        gradient.sum().backward()
+    differentiable = [x for x in inputs if x.requires_grad]
+    weight = randn(9, EDGES, HEADS)
+    results = []
+    for function in (edge_similarity, by_definition):
+        gradients = torch.autograd.grad((function(*inputs).sin() * weight).sum(), differentiable, create_graph=True)
+        directions = [randn(10 + number, *x.shape) for number, x in enumerate(gradients)]
+        along = sum((gradient * x).sum() for gradient, x in zip(gradients, directions, strict=True))
+        results.append(torch.autograd.grad(along, differentiable))
+    assert_close(*results)
+    assert all(second.ne(0).any() for second in results[0])
+
+
+@every_case
+def test_is_mapped_by_vmap(case):
+    inputs = [x.detach() for x in CASES[case]]
+    several = torch.stack([inputs[1], randn(20, *inputs[1].shape), randn(21, *inputs[1].shape)]).requires_grad_()
+
+    def of_phase(phase: Tensor) -> Tensor:
+        return edge_similarity(inputs[0], phase, *inputs[2:])
+
+    results = []
+    for mapped in (torch.func.vmap(of_phase)(several), torch.stack([of_phase(x) for x in several])):
+        results.append((mapped, torch.autograd.grad(mapped.square().sum(), several)))
+    assert_close(*results)
 
 
 @every_case
@@ -122,22 +144,21 @@ def test_no_tensor_of_edges_by_heads_by_phases_is_made(features, monkeypatch):
     with Largest() as largest:
         if features:
             similarity = edges._forward_with_features(*inputs)
-            edges._backward_with_features(*inputs, similarity)
+            edges._backward_with_features(*inputs, similarity, similarity)
         else:
             similarity = edges._forward(*inputs)
-            edges._backward(*inputs, similarity)
+            edges._backward(*inputs, similarity, similarity)
     assert similarity.shape == (count * EDGES, HEADS)
     assert largest.numel < count * EDGES * HEADS * PHASES / 2
 
 
 @pytest.mark.parametrize("stationary", [True, False])
-def test_waves_are_the_features_of_the_kernels(stationary):
-    frequencies = randn(1, 1 if stationary else 2, 13, WIDTH)
+def test_amplitudes_and_offsets_are_the_products_of_features(stationary):
+    feature_map = fourier(randn(1, 1 if stationary else 2, 13, WIDTH).unbind())
     query, keys = randn(2, 1, WIDTH), randn(3, KEYS, WIDTH)
-    features = stationary_features if stationary else nonstationary_features
-    expected = features(query, *frequencies) @ features(keys, *frequencies).mT
-    omega = frequencies.flatten(0, 1)
-    amplitude, offset = query_wave(query @ omega.mT, stationary)
+    expected = feature_map(query) @ feature_map(keys).mT
+    omega = feature_map.joined
+    amplitude, offset = feature_map.amplitude_and_offset(query @ omega.mT)
     assert_close((amplitude * (offset - keys @ omega.mT).cos()).sum(-1), expected.squeeze(0))
 
 
@@ -166,7 +187,8 @@ class TestWeights:
         magnitude = size * torch.rand(degree, 1, generator=generator)
         magnitude.requires_grad_()
         weights = neighbourhood_weights(similarity, magnitude, torch.zeros(degree, dtype=torch.long), num_queries=1)
-        assert_close(weights.sum(), torch.ones(()), rtol=1e-3, atol=0.0)  # one after another, in float32
+        # one after another, in float32
+        assert_close(weights.sum(), torch.ones(()), rtol=1e-3, atol=0.0)
         weights.square().sum().backward()
         assert similarity.grad.isfinite().all() and magnitude.grad.isfinite().all()
 

@@ -2,7 +2,7 @@ r"""Similarities of pairs of nodes that an edge joins, without a tensor of edges
 
 An edge lets node i attend to node j. The key of the pair, c, is made of what is known of i, of j and of the edge, each
 with its own frequencies, so its phases are sums. With the query's part in an amplitude a and an offset (see
-:func:`query_wave`), the estimated kernel of a pair is
+:meth:`~ika_lightning.attention.features.Fourier.amplitude_and_offset`), the estimated kernel of a pair is
 
 .. math::
     \rho_{ij} = \sum_r a_{ir} \cos(\alpha_{ir} - \beta_{jr} - \omega_r \cdot e_{ij})
@@ -19,7 +19,7 @@ a time, and the backward makes them again.
 **With edge features** an edge has a phase of its own. Edges are taken in blocks, a cosine for each phase, and the
 backward takes it again.
 
-The letters, beside those of :mod:`~ika_lightning.attention.functional`: E edges; n nodes that attend and m nodes that
+The letters, beside those of :mod:`~ika_lightning.attention.operation`: E edges; n nodes that attend and m nodes that
 are attended to; R phases: M of a stationary kernel, 2M of another; g graphs.
 """
 
@@ -31,43 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.chunked import blocks, operator
-from ika_lightning.attention.functional import FLOOR
+from ika_lightning.attention.backends.operators import differentiable_operator
+from ika_lightning.attention.backends.tiles import blocks
+from ika_lightning.attention.operation import FLOOR
 
 # Numbers gathered for a block of edges: 512 kB of float32, which stay in the second-level cache of a core. An
 # accelerator wants more at once.
 CPU_BLOCK, ACCELERATOR_BLOCK = 2**17, 2**25
-
-
-def query_wave(phase: Tensor, stationary: bool) -> tuple[Tensor, Tensor]:
-    r"""Return amplitude and offset with which a query enters the estimated kernel.
-
-    .. math::
-        \phi(q) \cdot \phi(k) = \sum_r a_r \cos(\alpha_r - \omega_r \cdot k)
-
-    for the features of :mod:`~ika_lightning.attention.kernels`: with one set of frequencies :math:`a = 1/M` and
-    :math:`\alpha = w \cdot q`; with pairs, :math:`\omega = [u, w]`,
-    :math:`a = \cos\bigl((u - w) \cdot q / 2\bigr) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each of them twice.
-    The frequencies of the key stand alone, so its phases may be sums.
-
-    Args:
-        phase: Phases of the query, :math:`\omega \cdot q`.
-        stationary: Whether there is one set of frequencies.
-
-    Shapes:
-        phase and both results (..., R).
-
-    Example:
-        >>> query_wave(torch.tensor([0.25, 0.75]), stationary=True)
-        (tensor([0.5000, 0.5000]), tensor([0.2500, 0.7500]))
-        >>> query_wave(torch.tensor([0.25, 0.25]), stationary=False)
-        (tensor([0.5000, 0.5000]), tensor([0.2500, 0.2500]))
-    """
-    if stationary:
-        return torch.full_like(phase, 1.0 / phase.size(-1)), phase
-    first, second = phase.chunk(2, dim=-1)
-    amplitude, offset = ((first - second) / 2).cos() / phase.size(-1), (first + second) / 2
-    return torch.cat([amplitude, amplitude], -1), torch.cat([offset, offset], -1)
 
 
 def edge_similarity(
@@ -81,8 +51,6 @@ def edge_similarity(
     graph: Tensor | None = None,
 ) -> Tensor:
     r"""Estimate the kernel for each edge; see the top of the file for the formula.
-
-    Differentiable once, in all floating arguments.
 
     Args:
         amplitude: :math:`a`, of each node that attends or the same for all.
@@ -159,7 +127,13 @@ def _forward(amplitude: Tensor, query_phase: Tensor, key_phase: Tensor, query: T
 
 
 def _backward(
-    amplitude: Tensor, query_phase: Tensor, key_phase: Tensor, query: Tensor, key: Tensor, grad: Tensor
+    amplitude: Tensor,
+    query_phase: Tensor,
+    key_phase: Tensor,
+    query: Tensor,
+    key: Tensor,
+    similarity: Tensor,
+    grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_amplitude = torch.empty_like(amplitude)
     grad_query_phase, grad_key_phase = torch.empty_like(query_phase), torch.empty_like(key_phase)
@@ -172,6 +146,12 @@ def _backward(
         grad_amplitude[head] = (q * gathered).sum(1).sum_to_size(a.squeeze(1).shape)
         grad_key_phase[head] = _turn(k, into_keys(q.mul_(a), head))
     return grad_amplitude, grad_query_phase, grad_key_phase
+
+
+def _plain(amplitude: Tensor, query_phase: Tensor, key_phase: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Compute the same by PyTorch's own operations, with a tensor of edges x heads x samples."""
+    phase = query_phase.index_select(1, query) - key_phase.index_select(1, key)
+    return (_of_queries(amplitude, query) * phase.cos()).sum(-1).mT
 
 
 class _Gather:
@@ -235,6 +215,7 @@ def _backward_with_features(
     edge: Tensor,
     frequencies: Tensor,
     graph: Tensor,
+    similarity: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_amplitude, grad_query_phase = torch.zeros_like(amplitude), torch.zeros_like(query_phase)
@@ -255,6 +236,22 @@ def _backward_with_features(
         grad_edge[edges] = -(of_phase @ w).transpose(0, 1)
         grad_frequencies[int(graph[edges[0]])] -= of_phase.mT @ e.transpose(0, 1)
     return grad_amplitude, grad_query_phase, grad_key_phase, grad_edge, grad_frequencies
+
+
+def _plain_with_features(
+    amplitude: Tensor,
+    query_phase: Tensor,
+    key_phase: Tensor,
+    query: Tensor,
+    key: Tensor,
+    edge: Tensor,
+    frequencies: Tensor,
+    graph: Tensor,
+) -> Tensor:
+    """Compute the same by PyTorch's own operations, with a tensor of edges x heads x frequencies x width."""
+    of_edge = torch.einsum("ehd,ehrd->her", edge, frequencies.index_select(0, graph))
+    phase = query_phase.index_select(1, query) - key_phase.index_select(1, key) - of_edge
+    return (_of_queries(amplitude, query) * phase.cos()).sum(-1).mT
 
 
 def _pair_phase(
@@ -294,42 +291,15 @@ def _similarity_shape(amplitude: Tensor, query_phase: Tensor, key_phase: Tensor,
     return query_phase.new_empty(query.numel(), query_phase.size(0))
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_similarity_backward(*ctx.saved_tensors, grad), None, None
-
-
-def _differentiate_with_features(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *of_nodes, of_edge, of_frequencies = _similarity_with_features_backward(*ctx.saved_tensors, grad)
-    return *of_nodes, None, None, of_edge, of_frequencies, None
-
-
-def _backward_shapes(
-    amplitude: Tensor, query_phase: Tensor, key_phase: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(amplitude), torch.empty_like(query_phase), torch.empty_like(key_phase)
-
-
-def _backward_with_features_shapes(
-    amplitude: Tensor, query_phase: Tensor, key_phase: Tensor, query: Tensor, key: Tensor, edge: Tensor,
-    frequencies: Tensor, *_: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = (amplitude, query_phase, key_phase, edge, frequencies)
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
-
-
-_similarity = operator("edge_similarity", _forward, _similarity_shape, _differentiate, _save)
-_similarity_backward = operator("edge_similarity_backward", _backward, _backward_shapes)
-_similarity_with_features = operator(
+_similarity = differentiable_operator(
+    "edge_similarity", _forward, _backward, _plain, 5, _similarity_shape, batched=False
+)
+_similarity_with_features = differentiable_operator(
     "edge_similarity_with_features",
     _forward_with_features,
+    _backward_with_features,
+    _plain_with_features,
+    8,
     _similarity_shape,
-    _differentiate_with_features,
-    _save,
-)
-_similarity_with_features_backward = operator(
-    "edge_similarity_with_features_backward", _backward_with_features, _backward_with_features_shapes
+    batched=False,
 )

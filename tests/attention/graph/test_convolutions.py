@@ -12,8 +12,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import ks_2samp
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
@@ -21,21 +25,27 @@ from torch_geometric.nn import GAT, GATConv, TransformerConv
 from torch_geometric.utils import add_self_loops, degree, remove_self_loops, to_torch_csr_tensor
 
 from ika_lightning.attention import IKAN, MIKAN, IKANDirect, attention_kl
-from ika_lightning.attention.core import SpectralCore
+from ika_lightning.attention.features import FeatureMap
 from ika_lightning.attention.graph import KernelGATConv, KernelTransformerConv
-from ika_lightning.attention.kernels import nonstationary_features, stationary_features
 from ika_lightning.attention.magnitude import log_magnitude
+from ika_lightning.attention.spectrum import Spectrum
 
 NODES, EDGES, IN, OUT, HEADS, EDGE_DIM = 11, 37, 5, 3, 2, 4
 
 few = {"num_samples": 7}
+# without an exact part, as in the paper
+sampled = {"init": "rbf", **few}
 KINDS = {
-    "direct": few,
+    "direct": sampled,
     "direct stationary": {"stationary": True, "init": "paper", **few},
-    "implicit": {"spectrum": "implicit", "p": 1.8, **few},
-    "implicit unconditional": {"spectrum": "implicit", "conditional": False, **few},
-    "copula": {"spectrum": "copula", "p": math.inf, **few},
-    "copula stationary": {"spectrum": "copula", "stationary": True, "p": 1.0, **few},
+    "implicit": {"spectrum": "implicit", "p": 1.8, **sampled},
+    "implicit unconditional": {"spectrum": "implicit", "conditional": False, **sampled},
+    "copula": {"spectrum": "copula", "p": math.inf, **sampled},
+    "copula stationary": {"spectrum": "copula", "stationary": True, "p": 1.0, **sampled},
+    "softmax": few,
+    "softmax, learned p": {"spectrum": "implicit", "p": "learned", **few},
+    "softmax, copula": {"spectrum": "copula", "stationary": True, "p": 1.5, **few},
+    "smoothed": {"smoothing": 0.3, "p": math.inf, **sampled},
 }
 LAYERS = {"gat": KernelGATConv, "transformer": KernelTransformerConv}
 
@@ -72,6 +82,17 @@ def build(layer: str, *args, seed: int = 0, **kwargs) -> KernelGATConv | KernelT
     return conv
 
 
+def batch_of_graphs(edge_dim: int | None) -> Batch:
+    """Four graphs, among them one of a single node, and one without edges."""
+    parts = []
+    for seed, (nodes, edge_index) in enumerate(
+        [(NODES, graph()), (1, graph()[:, :0]), (7, graph(7, 13)), (2, graph()[:, :0])]
+    ):
+        edge_attr = None if edge_dim is None else randn(20 + seed, edge_index.size(1), edge_dim)
+        parts.append(Data(x=randn(seed, nodes, IN), edge_index=edge_index, edge_attr=edge_attr))
+    return Batch.from_data_list(parts)
+
+
 def value_and_gradients(out: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     weight = randn(9, *out.shape)
     return out, torch.autograd.grad((out * weight).sum(), inputs, materialize_grads=True)
@@ -81,7 +102,7 @@ def value_and_gradients(out: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple[Ten
 
 
 def pool(conv, parts, chosen) -> Tensor | None:
-    if not conv.spectrum.conditional:
+    if not conv.core.spectrum.conditional:
         return None
     return [
         part[where].mean(0) if where.any() else part.new_zeros(part.shape[1:])
@@ -90,7 +111,7 @@ def pool(conv, parts, chosen) -> Tensor | None:
 
 
 def by_definition(conv, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
-    """Each pair's key written out, its features made by the kernels, and a softmax over the edges of each node."""
+    """Each pair's key written out, its kernel exact and sampled, and a softmax over the edges of each node."""
     heads, d, n = conv.heads, conv.out_channels, x.size(0)
     gat = isinstance(conv, KernelGATConv)
     if gat and conv.add_self_loops:
@@ -112,10 +133,21 @@ def by_definition(conv, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None 
         keys, queries = key[j] if edges is None else key[j] + edges, query[i]
         means = pool(conv, (key, *([] if edges is None else [edges])), (attended, apart))
         mean = None if means is None else sum(means)
-    frequencies, _ = conv.spectrum(mean)
-    features = stationary_features if len(frequencies) == 1 else nonstationary_features
-    phi_q, phi_k = (features(y.transpose(0, 1), *frequencies) for y in (queries, keys))
-    log_weight = ((phi_q * phi_k).sum(-1).square() + 1e-5).log() + log_magnitude(keys, conv.p).mT  # (h, E)
+    core = conv.core
+    feature_map, _ = core.spectrum(mean)
+    phi_q, phi_k = (feature_map(y.transpose(0, 1)) for y in (queries, keys))
+    similarity = (phi_q * phi_k).sum(-1)
+    if core.share is not None:
+        similarity = 1.0 - core.share[:, None] * (1.0 - similarity)
+    magnitude = log_magnitude(keys, core.p)
+    magnitude = magnitude if core.magnitude.scale is None else core.magnitude.scale * magnitude
+    # (h, E)
+    log_weight = (similarity.square() + 1e-5).log() + magnitude.mT
+    if core.kernel is not None:
+        precision = core.kernel.lengthscale.flatten() ** -2
+        product = (queries * keys).sum(-1) * precision
+        product = torch.where(product > 0, product, conv.negative_slope * product) if gat else product
+        log_weight = log_weight + (product - precision * keys.square().sum(-1) / 2).mT
     values = value[j] if edges is None or gat else value[j] + edges
     rows = [torch.einsum("he,ehd->hd", log_weight[:, i == node].softmax(-1), values[i == node]) for node in range(n)]
     out = torch.stack(rows)
@@ -143,36 +175,121 @@ def test_the_norm_of_a_pair_is_that_of_its_parts(p):
     assert_close(conv(x, edge_index), by_definition(conv, x, edge_index))
 
 
-@pytest.mark.parametrize("layer, theirs", [("gat", GATConv), ("transformer", TransformerConv)])
-def test_starts_as_an_estimate_of_the_exponential_of_inner_products(layer, theirs):
-    """With p = 2: softmax of a.c / sqrt(2d) over the neighbours, or of q.k / sqrt(d)."""
+def scores(conv, x: Tensor, edge_index: Tensor) -> Tensor:
+    """The inner products of which the exponential is taken at the start, scaled: a.c / sqrt(2d) or q.k / sqrt(d)."""
+    j, i = edge_index
+    if isinstance(conv, KernelGATConv):
+        h = conv.lin(x).view(-1, HEADS, OUT)
+        return ((h[i] * conv.att_dst).sum(-1) + (h[j] * conv.att_src).sum(-1)) / math.sqrt(2 * OUT)
+    query, key = (lin(x).view(-1, HEADS, OUT) for lin in (conv.lin_query, conv.lin_key))
+    return (query[i] * key[j]).sum(-1) / math.sqrt(OUT)
+
+
+@every_layer
+def test_the_estimator_starts_as_the_exponential_of_inner_products(layer):
+    """With p = 2: softmax of the scores over the neighbours."""
     torch.manual_seed(0)
-    conv = LAYERS[layer](IN, OUT, HEADS, num_samples=4096)
-    x, (j, i) = torch.randn(NODES, IN) / 2, graph()
+    conv = LAYERS[layer](IN, OUT, HEADS, num_samples=4096, init="rbf")
+    x, (_, i) = torch.randn(NODES, IN) / 2, graph()
     if layer == "gat":
         conv.add_self_loops = False
-        h = conv.lin(x).view(-1, HEADS, OUT)
-        logits = ((h[i] * conv.att_dst).sum(-1) + (h[j] * conv.att_src).sum(-1)) / math.sqrt(2 * OUT)
-    else:
-        query, key = (lin(x).view(-1, HEADS, OUT) for lin in (conv.lin_query, conv.lin_key))
-        logits = (query[i] * key[j]).sum(-1) / math.sqrt(OUT)
+    logits = scores(conv, x, graph())
     _, (_, weights) = conv(x, graph(), return_attention_weights=True)
     for node in i.unique():
         assert_close(weights[i == node], logits[i == node].softmax(0), rtol=0.0, atol=0.02)
-    # and a trained layer of PyG hands its projections over
-    missing, unexpected = conv.load_state_dict(theirs(IN, OUT, HEADS).state_dict(), strict=False)
-    assert not unexpected
-    assert all(name.startswith("spectrum.") for name in missing)
 
 
-@pytest.mark.parametrize("like", [IKANDirect, IKAN, MIKAN])
-def test_on_a_graph_in_which_all_are_joined_it_is_attention_over_a_sequence(like):
-    name = {IKANDirect: "direct", IKAN: "implicit", MIKAN: "copula"}[like]
-    conv = build("transformer", 2 * OUT, OUT, 2, spectrum=name, p=1.8, root_weight=False, **few)
+@pytest.mark.parametrize("size", [0.5, 100.0])
+@pytest.mark.parametrize("p", [2.0, "learned"])
+@pytest.mark.parametrize("spectrum", ["direct", "implicit", "copula"])
+@every_layer
+def test_starts_as_the_exponential_of_inner_products(layer, spectrum, p, size):
+    """To rounding, in the double precision that the layer computes in."""
     torch.manual_seed(0)
-    sequence = like(2 * OUT, 2, p=1.8, **few).double().eval()
-    core: SpectralCore = sequence.core
-    core.spectrum.load_state_dict(conv.spectrum.state_dict())
+    conv = LAYERS[layer](IN, OUT, HEADS, spectrum=spectrum, p=p, **few).double()
+    x, (_, i) = size * randn(1, NODES, IN), graph()
+    if layer == "gat":
+        conv.add_self_loops = False
+    logits = scores(conv, x, graph())
+    logits = F.leaky_relu(logits, 0.2) if layer == "gat" else logits
+    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    for node in i.unique():
+        assert_close(weights[i == node], logits[i == node].softmax(0), rtol=0.0, atol=1e-12 * max(1.0, size**2))
+
+
+@every_layer
+def test_the_start_is_exact_for_large_features(layer):
+    """Squares of norms that cancel are not subtracted: in float32 their difference would be off by whole units."""
+    torch.manual_seed(0)
+    conv, x, (_, i) = LAYERS[layer](IN, OUT, HEADS, **few), 1e4 * torch.randn(NODES, IN), graph()
+    if layer == "gat":
+        conv.add_self_loops = False
+        # scores of size one of features whose squares are 1e8
+        with torch.no_grad():
+            conv.att_src /= 1e4
+            conv.att_dst /= 1e4
+    else:
+        with torch.no_grad():
+            conv.lin_query.weight /= 1e8
+            conv.lin_query.bias.zero_()
+    logits = scores(conv, x, graph())
+    logits = F.leaky_relu(logits, 0.2) if layer == "gat" else logits
+    assert 0.1 < logits.std() < 10.0
+    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    for node in i.unique():
+        assert_close(weights[i == node], logits[i == node].softmax(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"concat": False}, {"beta": True}, {"edge_dim": EDGE_DIM}], ids=str)
+def test_starts_as_the_graph_transformer(options):
+    conv, theirs = (kind(IN, OUT, HEADS, **options).double() for kind in (KernelTransformerConv, TransformerConv))
+    conv.load_state_dict(theirs.state_dict(), strict=False)
+    inputs = [randn(1, NODES, IN).requires_grad_()]
+    inputs += [randn(2, EDGES, EDGE_DIM).requires_grad_()] if "edge_dim" in options else []
+    results = [value_and_gradients(f(inputs[0], graph(), *inputs[1:]), *inputs) for f in (conv, theirs)]
+    assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer, theirs", [("gat", GATConv), ("transformer", TransformerConv)])
+def test_a_trained_layer_of_pyg_hands_its_projections_over(layer, theirs):
+    conv, trained = LAYERS[layer](IN, OUT, HEADS), theirs(IN, OUT, HEADS)
+    missing, unexpected = conv.load_state_dict(trained.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("core.") for name in missing)
+    state = conv.state_dict()
+    assert all(state[name].equal(value) for name, value in trained.state_dict().items())
+
+
+def as_in_version_0_1(conv) -> dict[str, Tensor]:
+    """The state of a layer without an exact part, from when the spectrum was the layer's own."""
+    return {name.replace("core.spectrum.", "spectrum."): value for name, value in conv.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
+@every_layer
+def test_checkpoints_of_version_0_1_load(layer, kind):
+    conv, x = build(layer, **KINDS[kind]), randn(1, NODES, IN)
+    other = LAYERS[layer](IN, OUT, HEADS, **KINDS[kind]).double().eval()
+    torch.nn.ModuleList([other]).load_state_dict({f"0.{k}": v for k, v in as_in_version_0_1(conv).items()})
+    assert_close(other(x, graph()), conv(x, graph()), rtol=0.0, atol=0.0)
+
+
+@every_layer
+def test_checkpoints_of_version_0_1_load_into_a_layer_with_an_exact_part(layer):
+    conv, x = build(layer, **KINDS["direct"]), randn(1, NODES, IN)
+    other = LAYERS[layer](IN, OUT, HEADS, **few).double().eval()
+    other.load_state_dict(as_in_version_0_1(conv))
+    assert_close(other(x, graph()), conv(x, graph()))
+
+
+@pytest.mark.parametrize("init", ["softmax", "rbf"])
+@pytest.mark.parametrize("like", [IKANDirect, IKAN, MIKAN])
+def test_on_a_graph_in_which_all_are_joined_it_is_attention_over_a_sequence(like, init):
+    name = {IKANDirect: "direct", IKAN: "implicit", MIKAN: "copula"}[like]
+    conv = build("transformer", 2 * OUT, OUT, 2, spectrum=name, p=1.8, init=init, root_weight=False, **few)
+    torch.manual_seed(0)
+    sequence = like(2 * OUT, 2, p=1.8, init=init, batch_first=True, **few).double().eval()
+    sequence.core.load_state_dict(conv.core.state_dict())
     for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
         getattr(sequence, f"{theirs}_proj").load_state_dict(getattr(conv, f"lin_{ours}").state_dict())
     x = randn(1, 1, NODES, 2 * OUT)
@@ -182,11 +299,90 @@ def test_on_a_graph_in_which_all_are_joined_it_is_attention_over_a_sequence(like
     assert_close(weights.view(NODES, NODES, 2).permute(2, 1, 0), expected[0])
 
 
+class Cubes(FeatureMap):
+    """A feature map that is none of frequencies, and knows the mean key."""
+
+    def __init__(self, weight: Tensor, shift: Tensor) -> None:
+        self.weight, self.shift = weight, shift
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ((x + self.shift.unsqueeze(-2)) @ self.weight) ** 3
+
+
+class CubicSpectrum(Spectrum):
+    conditional = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(HEADS, width, 3))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.weight, std=0.3)
+
+    def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+        return Cubes(self.weight, mean_key), mean_key.square().mean()
+
+
+def width_of_key(layer: str, edge_dim: int | None) -> int:
+    return OUT if layer == "transformer" else OUT * (2 if edge_dim is None else 3)
+
+
+@pytest.mark.parametrize("init", ["softmax", "rbf"])
+@with_and_without_features
+@every_layer
+def test_a_feature_map_of_your_own(layer, edge_dim, init):
+    spectrum = CubicSpectrum(width_of_key(layer, edge_dim))
+    conv, edge_index = build(layer, edge_dim=edge_dim, spectrum=spectrum, init=init), graph()
+    inputs = [randn(1, NODES, IN).requires_grad_()]
+    inputs += [] if edge_dim is None else [randn(2, EDGES, edge_dim).requires_grad_()]
+    ours = value_and_gradients(conv(inputs[0], edge_index, *inputs[1:]), *inputs, *conv.parameters())
+    dense = value_and_gradients(by_definition(conv, inputs[0], edge_index, *inputs[1:]), *inputs, *conv.parameters())
+    assert_close(ours, dense)
+    assert conv.kl > 0
+
+
+@with_and_without_features
+@every_layer
+def test_a_feature_map_of_your_own_over_a_batch(layer, edge_dim):
+    """Its last graph has no edges."""
+    options = {"add_self_loops": False} if layer == "gat" else {}
+    conv = build(layer, edge_dim=edge_dim, spectrum=CubicSpectrum(width_of_key(layer, edge_dim)), **options)
+    batch = batch_of_graphs(edge_dim)
+    alone = [conv(part.x, part.edge_index, part.edge_attr) for part in batch.to_data_list()]
+    assert_close(conv(batch.x, batch.edge_index, batch.edge_attr, batch=batch.batch), torch.cat(alone))
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["direct", "softmax", "softmax, learned p"])
+@every_layer
+def test_second_derivatives(layer, kind, edge_dim):
+    conv, edge_index = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph()
+    inputs = [randn(1, NODES, IN).requires_grad_()]
+    inputs += [] if edge_dim is None else [randn(2, EDGES, edge_dim).requires_grad_()]
+    wanted = [*inputs, *conv.core.parameters()]
+    results = []
+    for function in (conv, partial(by_definition, conv)):
+        out = function(inputs[0], edge_index, *inputs[1:])
+        gradients = torch.autograd.grad(out.sin().sum(), wanted, create_graph=True)
+        penalty = sum(gradient.square().sum() for gradient in gradients)
+        results.append(torch.autograd.grad(penalty, wanted))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 1.7])
+def test_negative_slope_is_of_the_exact_part(slope):
+    conv, x = build("gat", negative_slope=slope, **few), randn(1, NODES, IN)
+    assert_close(conv(x, graph()), by_definition(conv, x, graph()))
+    paper = [build("gat", negative_slope=s, **sampled)(x, graph()) for s in (slope, 0.2)]
+    assert paper[0].equal(paper[1])
+
+
 # ----- symmetries
 
 
 @with_and_without_features
-@pytest.mark.parametrize("kind", ["direct", "copula"])
+@pytest.mark.parametrize("kind", ["direct", "copula", "softmax, learned p"])
 @every_layer
 def test_permuting_nodes_permutes_outputs(layer, kind, edge_dim):
     conv, edge_index, x = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), randn(1, NODES, IN)
@@ -220,19 +416,11 @@ def test_an_isolated_node_changes_nothing_else(layer, kind, loop):
 
 
 @with_and_without_features
-@pytest.mark.parametrize("kind", ["direct", "implicit", "copula"])
+@pytest.mark.parametrize("kind", ["direct", "implicit", "copula", "softmax, learned p", "softmax, copula"])
 @every_layer
 def test_a_batch_of_graphs_is_each_of_them_alone(layer, kind, edge_dim):
-    """Also one of a single node, and one without edges."""
-    conv = build(layer, edge_dim=edge_dim, **KINDS[kind])
-    parts = []
-    for seed, (nodes, edge_index) in enumerate(
-        [(NODES, graph()), (1, graph()[:, :0]), (7, graph(7, 13)), (2, graph()[:, :0])]
-    ):
-        edge_attr = None if edge_dim is None else randn(20 + seed, edge_index.size(1), edge_dim)
-        parts.append(Data(x=randn(seed, nodes, IN), edge_index=edge_index, edge_attr=edge_attr))
-    batch = Batch.from_data_list(parts)
-    alone = torch.cat([conv(part.x, part.edge_index, part.edge_attr) for part in parts])
+    conv, batch = build(layer, edge_dim=edge_dim, **KINDS[kind]), batch_of_graphs(edge_dim)
+    alone = torch.cat([conv(part.x, part.edge_index, part.edge_attr) for part in batch.to_data_list()])
     together = conv(batch.x, batch.edge_index, batch.edge_attr, batch=batch.batch)
     assert_close(together, alone)
     inputs = [parameter for parameter in conv.parameters()]
@@ -286,7 +474,7 @@ def test_options_mean_what_they_mean_for_gat_conv(options):
     """Shapes, parameters and the list of edges are those of PyG's layer; what differs are the weights."""
     torch.manual_seed(0)
     ours, theirs = KernelGATConv(IN, OUT, HEADS, **options), GATConv(IN, OUT, HEADS, **options)
-    named = {name: p.shape for name, p in ours.named_parameters() if not name.startswith("spectrum.")}
+    named = {name: p.shape for name, p in ours.named_parameters() if not name.startswith("core.")}
     assert named == {name: p.shape for name, p in theirs.named_parameters()}
     ours.load_state_dict(theirs.state_dict(), strict=False)
     x = torch.randn(NODES, IN)
@@ -405,7 +593,7 @@ def test_copies(layer, kind):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning")  # PyTorch's own
 @with_and_without_features
-@pytest.mark.parametrize("kind", ["direct", "copula"])
+@pytest.mark.parametrize("kind", ["direct", "copula", "softmax, learned p"])
 @every_layer
 def test_compiles_as_one_graph(layer, kind, edge_dim):
     torch.compiler.reset()
@@ -456,11 +644,12 @@ def test_no_nodes(layer, kind):
     assert out.shape == (0, HEADS * OUT)
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("init", ["softmax", "rbf"])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf, "learned"])
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e4, 1e12])
 @every_layer
-def test_any_magnitude(layer, size, p):
-    conv = build(layer, p=p, spectrum="implicit", **few).float().train()
+def test_any_magnitude(layer, size, p, init):
+    conv = build(layer, p=p, spectrum="implicit", init=init, **few).float().train()
     x = (size * randn(1, NODES, IN)).float().requires_grad_()
     _, (_, weights) = conv(x, graph(), return_attention_weights=True)
     gradients = torch.autograd.grad(weights.square().sum(), [x, *conv.parameters()], materialize_grads=True)
@@ -501,7 +690,7 @@ def test_regulariser(layer, kind):
     model = torch.nn.ModuleList([conv, IKAN(4, 2), build(layer, **few)])
     assert_close(attention_kl(model), conv.kl)
     attention_kl(model).backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in conv.spectrum.parameters())
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in conv.core.spectrum.parameters())
 
 
 @every_layer
@@ -515,7 +704,7 @@ def test_weights_are_dropped_in_training_alone(layer):
     assert 0.2 < weights.eq(0).double().mean() < 0.8
 
 
-@pytest.mark.parametrize("kind", ["direct", "copula"])
+@pytest.mark.parametrize("kind", ["direct", "copula", "softmax"])
 @every_layer
 def test_learns_which_neighbours_matter(layer, kind):
     """Each node is to say the sign of its neighbour with the large first feature; a mean over neighbours cannot."""
@@ -537,6 +726,116 @@ def test_learns_which_neighbours_matter(layer, kind):
     assert (head(conv.eval()(x, edge_index)).argmax(-1) == label).double().mean() > 0.75
 
 
+# ----- what PyTorch does around a layer
+
+
+FUNCTIONAL = ["direct", "copula", "softmax", "softmax, learned p", "softmax, copula"]
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+@every_layer
+def test_transforms_of_torch_func(layer, kind, edge_dim):
+    """Gradients, maps over several sets of features of nodes, gradients of each, and gradients of a map."""
+    conv, edge_index, x = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), randn(1, 3, NODES, IN)
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim),)
+    parameters = {name: p.detach() for name, p in conv.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(conv, parameters, (x, edge_index, *edges)).sin().sum()
+
+    expected = []
+    for one in x:
+        out = conv(one, edge_index, *edges).sin().sum()
+        expected.append(torch.autograd.grad(out, list(conv.parameters()), materialize_grads=True))
+    mapped = torch.func.vmap(lambda one: conv(one, edge_index, *edges))(x)
+    assert_close(mapped, torch.stack([conv(one, edge_index, *edges) for one in x]))
+    assert_close(tuple(torch.func.grad(loss)(parameters, x[0]).values()), expected[0])
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    stacked = [torch.stack(parts) for parts in zip(*expected, strict=True)]
+    assert_close(list(of_each.values()), stacked)
+    of_map = torch.func.grad(lambda p: torch.func.vmap(loss, (None, 0))(p, x).sum())(parameters)
+    assert_close(list(of_map.values()), [part.sum(0) for part in stacked])
+
+
+@with_and_without_features
+@pytest.mark.parametrize("kind", FUNCTIONAL)
+@every_layer
+def test_derivatives_along_a_direction(layer, kind, edge_dim):
+    conv, edge_index, x, along = build(layer, edge_dim=edge_dim, **KINDS[kind]), graph(), *randn(1, 2, NODES, IN)
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim),)
+    expected = torch.func.jacrev(lambda x: conv(x, edge_index, *edges))(x).flatten(2) @ along.flatten()
+    _, found = torch.func.jvp(lambda x: conv(x, edge_index, *edges), (x,), (along,))
+    assert_close(found, expected)
+    with forward_ad.dual_level():
+        assert_close(forward_ad.unpack_dual(conv(forward_ad.make_dual(x, along), edge_index, *edges)).tangent, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@with_and_without_features
+@pytest.mark.parametrize("kind", ["copula", "softmax, copula", "softmax, learned p"])
+@every_layer
+def test_activation_checkpoints_keep_the_gradient_of_the_regulariser(layer, kind, edge_dim, use_reentrant):
+    conv, x = build(layer, edge_dim=edge_dim, **KINDS[kind]).train(), randn(1, NODES, IN).requires_grad_()
+    edges = () if edge_dim is None else (randn(2, EDGES, edge_dim).requires_grad_(),)
+    found = []
+    for run in (conv, lambda *inputs: checkpoint(conv, *inputs, use_reentrant=use_reentrant)):
+        conv.zero_grad()
+        x.grad = None
+        torch.manual_seed(0)
+        out = run(x, graph(), *edges)
+        kl = attention_kl(conv)
+        (out.square().sum() + 3.0 * kl).backward()
+        found.append((kl.detach(), x.grad, [p.grad for p in conv.parameters()]))
+    assert found[0][0] > 0
+    assert_close(*found)
+
+
+@with_and_without_features
+@every_kind
+@every_layer
+def test_it_is_built_without_data_and_materialised(layer, kind, edge_dim):
+    """By the outermost module, or by each in turn, as distributed training does; all parameters have their law."""
+    torch.manual_seed(0)
+    options = {"edge_dim": edge_dim, **KINDS[kind]}
+    with torch.device("meta"):
+        conv = LAYERS[layer](IN, OUT, HEADS, **options)
+    assert all(x.is_meta for x in [*conv.parameters(), *conv.buffers()])
+
+    def drawn(build_again) -> dict[str, Tensor]:
+        several = [build_again() for _ in range(20)]
+        return {name: torch.stack([state[name] for state in several]).flatten() for name in several[0]}
+
+    def materialised(reset) -> dict[str, Tensor]:
+        conv.to_empty(device="cpu")
+        with torch.no_grad():
+            for part in [*conv.parameters(), *conv.buffers()]:
+                part.fill_(math.nan)
+        reset()
+        assert conv(torch.randn(NODES, IN), graph(), *_edges(edge_dim)).isfinite().all()
+        return {name: value.detach().clone() for name, value in [*conv.named_parameters(), *conv.named_buffers()]}
+
+    def built() -> dict[str, Tensor]:
+        plain = LAYERS[layer](IN, OUT, HEADS, **options)
+        return {name: value.detach() for name, value in [*plain.named_parameters(), *plain.named_buffers()]}
+
+    expected = drawn(built)
+    for reset in (conv.reset_parameters, lambda: _reset_each(conv)):
+        for name, found in drawn(partial(materialised, reset)).items():
+            # constants are the same, and what is drawn has the same law
+            assert found.equal(expected[name]) or ks_2samp(found, expected[name]).pvalue > 1e-6, name
+
+
+def _reset_each(module: torch.nn.Module) -> None:
+    for part in module.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+
+
+def _edges(edge_dim: int | None) -> tuple[Tensor, ...]:
+    return () if edge_dim is None else (torch.randn(EDGES, edge_dim),)
+
+
 # ----- mistakes
 
 
@@ -546,8 +845,10 @@ def test_learns_which_neighbours_matter(layer, kind):
         ({"p": 0.5}, "p must be at least 1"),
         ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
         ({"spectrum": "explicit"}, "spectrum must be one of 'direct', 'implicit', 'copula', got 'explicit'"),
-        ({"init": "zero"}, "init must be 'rbf', 'wide' or 'paper'"),
+        ({"init": "zero"}, "init must be one of 'softmax', 'rbf', 'wide', 'paper', got 'zero'"),
         ({"spectrum": "implicit", "prior_std": 0.0}, "prior_std must be positive"),
+        ({"init": "rbf", "smoothing": 1.0}, r"smoothing must be in \[0, 1\), the exact part of the Gaussian, got 1.0"),
+        ({"smoothing": 0.5}, "smoothing goes with init='rbf' alone, got smoothing=0.5 with init='softmax'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     ],
 )

@@ -1,0 +1,151 @@
+"""What a backend is given, and what it must be able to say of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ika_lightning.attention.mask import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    r"""One call of :func:`~ika_lightning.attention.kernel_attention`, checked and in the precision of the computation.
+
+    .. math:: w_{ij} = e^{q_i \cdot k_j + \text{mag}_j} \bigl((\phi_i \cdot \psi_j)^2 + \text{floor}\bigr)
+
+    Args:
+        query: :math:`q`; None, with the key, if there is no exponent.
+        key: :math:`k`.
+        query_features: :math:`\phi`; None, with those of the key, if there is no square (nor a floor).
+        key_features: :math:`\psi`.
+        value: What is averaged.
+        log_magnitude: :math:`\text{mag}`; None if it is zero.
+        mask: What may attend to what.
+        dropout_p: Probability with which a weight is dropped.
+        floor: Added to the square.
+        need_weights: Whether the weights are asked for.
+
+    Shapes:
+        query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
+        log_magnitude (..., m). Leading axes broadcast.
+    """
+
+    query: Tensor | None
+    key: Tensor | None
+    query_features: Tensor | None
+    key_features: Tensor | None
+    value: Tensor
+    log_magnitude: Tensor | None
+    mask: Mask
+    dropout_p: float
+    floor: float
+    need_weights: bool
+
+    @property
+    def has_exponent(self) -> bool:
+        """Whether the weights have an exponential of a product."""
+        return self.query is not None
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the weights have the square of a product of features."""
+        return self.query_features is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the call is computed."""
+        return self.value.device
+
+    @property
+    def n(self) -> int:
+        """Number of queries."""
+        rows = self.query_features if self.query is None else self.query
+        assert rows is not None
+        return rows.size(-2)
+
+    @property
+    def m(self) -> int:
+        """Number of keys."""
+        return self.value.size(-2)
+
+    @property
+    def num_features(self) -> int:
+        """Number of features, R; 0 if there are none."""
+        return 0 if self.query_features is None else self.query_features.size(-1)
+
+    @property
+    def exponent_width(self) -> int:
+        """Width of what the exponent is a product of, d; 0 if there is none."""
+        return 0 if self.query is None else self.query.size(-1)
+
+    @property
+    def lead(self) -> torch.Size:
+        """The leading axes of the result: sequences and heads."""
+        parts = (self.query, self.key, self.query_features, self.key_features, self.value)
+        return torch.broadcast_shapes(*(part.shape[:-2] for part in parts if part is not None))
+
+    @property
+    def sums_over_keys(self) -> bool:
+        """Whether all queries share a mask, besides causality, and nothing is asked for that needs single weights."""
+        parts = (self.mask.pairs, self.mask.pair_bias)
+        shared = all(part is None or part.size(-2) == 1 for part in parts)
+        return shared and self.dropout_p == 0.0 and not self.need_weights
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the logarithm of a weight besides its products, (..., 1 or n, m); None if nothing is."""
+        bias = None if self.log_magnitude is None else self.log_magnitude.unsqueeze(-2)
+        for part in (self.mask.key_bias, self.mask.pair_bias):
+            if part is not None:
+                bias = part.to(self.value.dtype) if bias is None else bias + part.to(self.value.dtype)
+        return bias
+
+    def allowed(self, causal: bool = True) -> Tensor | None:
+        """Return which keys may be attended to, (..., 1 or n, m); None if all may. Optionally ignoring causality."""
+        mask = self.mask if causal else Mask(keys=self.mask.keys, pairs=self.mask.pairs)
+        return mask.allowed(self.n, self.m, self.device)
+
+
+class Backend(Protocol):
+    """A way to compute the operation.
+
+    To add one, write such an object in a file of its own and name it in
+    :data:`~ika_lightning.attention.backends.BACKENDS`, where ``backend="auto"``, tests and benchmarks find it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What ``backend=`` calls it."""
+        ...
+
+    def refuses(self, call: Call) -> str | None:
+        """Say why a call cannot be served, as the end of a sentence that begins with the backend's name; else None."""
+        ...
+
+    def cost(self, call: Call) -> float:
+        """Estimate the time forwards and backwards on the call's device, in multiply-adds of a large product."""
+        ...
+
+    def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """Return the averages (..., n, e) and, if the call asks for them, the weights (..., n, m)."""
+        ...
+
+
+#: Why backends that hold no n x m matrix refuse a call.
+NEEDS_PAIRS = (
+    "serves calls in which all queries share a mask, without dropout_p and return_weights (a layer's need_weights)"
+)
+
+
+def without_unattended(x: Tensor, allowed: Tensor | None) -> Tensor:
+    """Zero the rows (..., m, *) of keys that no query may attend to: zero weight times NaN would still be NaN."""
+    return x if allowed is None else x.masked_fill(~allowed.any(-2).unsqueeze(-1), 0.0)
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """Replace zeros by ones: what a sum of weights is divided by where there is nothing to attend to."""
+    return x.masked_fill(x == 0.0, 1.0)

@@ -1,0 +1,228 @@
+r"""Feature maps: functions whose inner products are kernels.
+
+A positive semi-definite function is the Fourier transform of a non-negative measure, its spectral density (Bochner's
+theorem; Yaglom's for kernels that are not functions of the difference). Frequencies drawn from the density give
+feature maps whose inner product estimates the kernel (eqs. 5 to 9 of `Implicit Kernel Attention
+<https://arxiv.org/abs/2006.06147>`_):
+
+.. math:: \rho(q, k) = \phi(q) \cdot \phi(k)
+
+To add a feature map, write a subclass of :class:`FeatureMap`, and let a spectrum return it; layers over sequences and
+over graphs take it as it is. One of frequencies, a subclass of :class:`Fourier`, is faster on graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FeatureMap(ABC):
+    """A function of queries and keys whose inner products are a kernel."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map queries or keys to features: (..., h, n, d) -> (..., h, n, R)."""
+
+    def select(self, index: Tensor) -> FeatureMap:
+        """Return the map of the sequences ``index``; itself, unless each sequence of a batch has its own."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Fourier(FeatureMap):
+    r"""A map made of frequencies, of which the kernel is a sum of cosines.
+
+    .. math:: \phi(q) \cdot \phi(k) = \sum_r a_r(q) \cos(\alpha_r(q) - \omega_r \cdot k)
+
+    The frequencies of the key stand alone in this form, so the phases of a key that is made of parts are sums of
+    theirs.
+
+    Args:
+        frequencies: One set of frequencies or two, in radians per unit of x.
+
+    Shapes:
+        each set (h, M, d), or (b, h, M, d) where each sequence has its own.
+    """
+
+    frequencies: tuple[Tensor, ...]
+
+    def select(self, index: Tensor) -> Fourier:
+        """Return the map of the sequences ``index``."""
+        return type(self)(tuple(w.index_select(0, index) if w.dim() == 4 else w for w in self.frequencies))
+
+    @property
+    def joined(self) -> Tensor:
+        r"""All frequencies of the cosines, :math:`\omega`, (..., h, R, d)."""
+        return torch.cat(self.frequencies, -2)
+
+    def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`a(q)` and :math:`\alpha(q)` of a query, given its phases :math:`\omega \cdot q`.
+
+        Shapes:
+            phase and both results (..., R).
+        """
+        raise NotImplementedError
+
+    def _check_width(self, x: Tensor) -> None:
+        width = self.frequencies[0].size(-1)
+        if x.size(-1) != width:
+            raise ValueError(
+                f"frequencies must be as wide as a head, {x.size(-1)}, but the spectrum returned some of width {width}"
+            )
+
+
+class Bochner(Fourier):
+    r"""Random Fourier features of a stationary kernel, a function of the difference of its arguments.
+
+    .. math::
+        \phi(x) = \tfrac{1}{\sqrt M} [\cos(w_m \cdot x), \sin(w_m \cdot x)]_{m=1}^M, \qquad
+        \phi(q) \cdot \phi(k) = \tfrac1M \sum_m \cos(w_m \cdot (q - k))
+
+    Args:
+        frequencies: One set, :math:`w_m`, in radians per unit of x.
+
+    Shapes:
+        frequencies ((..., h, M, d),); x (..., h, n, d); the result (..., h, n, 2M). Leading axes broadcast.
+
+    Raises:
+        ValueError: If x is as wide as no frequency.
+
+    Example:
+        >>> Bochner((torch.ones(2, 3),))(torch.zeros(1, 3))
+        tensor([[0.7071, 0.7071, 0.0000, 0.0000]])
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map queries or keys to features."""
+        self._check_width(x)
+        (w,) = self.frequencies
+        return on_circle(phase(x, w), w.size(-2) ** -0.5)
+
+    def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`a = 1/M` and :math:`\alpha = w \cdot q`."""
+        return torch.full_like(phase, 1.0 / phase.size(-1)), phase
+
+
+class Yaglom(Fourier):
+    r"""Random Fourier features of any kernel, from pairs of frequencies.
+
+    .. math::
+        \phi(x) = \tfrac{1}{\sqrt{4M}} [\cos(u_m \cdot x) + \cos(w_m \cdot x),
+                                        \sin(u_m \cdot x) + \sin(w_m \cdot x)]_{m=1}^M
+
+    With c and e half the sum and half the difference of u and w, this is
+    :math:`\tfrac{1}{\sqrt M} \cos(e_m \cdot x) [\cos(c_m \cdot x), \sin(c_m \cdot x)]`: a stationary feature map whose
+    amplitude varies over the space, with three trigonometric functions instead of four. Equal pairs give
+    :class:`Bochner`.
+
+    Args:
+        frequencies: Two sets, :math:`u_m` and :math:`w_m`, in radians per unit of x.
+
+    Shapes:
+        each set (..., h, M, d); x (..., h, n, d); the result (..., h, n, 2M). Leading axes broadcast.
+
+    Raises:
+        ValueError: If x is as wide as no frequency.
+
+    Example:
+        >>> x, w = torch.ones(1, 3), torch.ones(2, 3)
+        >>> Yaglom((w, w))(x).allclose(Bochner((w,))(x))
+        True
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map queries or keys to features."""
+        self._check_width(x)
+        centre, deviation = self._centre_and_deviation
+        points = on_circle(phase(x, centre), centre.size(-2) ** -0.5)
+        amplitude = phase(x, deviation).cos()
+        return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
+
+    @functools.cached_property
+    def _centre_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Half the sum and half the difference of the pairs, once for queries and keys."""
+        first, second = self.frequencies
+        return (first + second) / 2, (first - second) / 2
+
+    def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""
+        first, second = phase.chunk(2, dim=-1)
+        amplitude, offset = ((first - second) / 2).cos() / phase.size(-1), (first + second) / 2
+        return torch.cat([amplitude, amplitude], -1), torch.cat([offset, offset], -1)
+
+
+def fourier(frequencies: tuple[Tensor, ...]) -> Fourier:
+    """Return Bochner's map of one set of frequencies, Yaglom's of two.
+
+    Example:
+        >>> type(fourier((torch.ones(1, 1),))).__name__
+        'Bochner'
+    """
+    return Bochner(frequencies) if len(frequencies) == 1 else Yaglom(frequencies)
+
+
+def phase(x: Tensor, frequencies: Tensor) -> Tensor:
+    r"""Return :math:`w_m \cdot x`.
+
+    A broadcast matrix product would copy frequencies that a batch shares for each of its sequences, which costs more
+    than the product itself where sequences are short: in decoding, a query each.
+
+    Shapes:
+        x (..., n, d); frequencies (..., M, d); the result (..., n, M). Leading axes broadcast.
+
+    Example:
+        >>> phase(torch.ones(5, 2, 1, 3), torch.ones(2, 4, 3)).shape
+        torch.Size([5, 2, 1, 4])
+    """
+    frequencies = frequencies.to(x.dtype)
+    if x.dim() == frequencies.dim() + 1:
+        return torch.einsum("b...nd,...md->b...nm", x, frequencies)
+    return x @ frequencies.mT
+
+
+def on_circle(phase: Tensor, radius: float) -> Tensor:
+    """Return cosines and sines of phases, times a radius.
+
+    Each is the other's derivative, so the backward needs the result alone, which attention keeps in any case: no cosine
+    is computed twice, and nothing else is kept.
+
+    Shapes:
+        phase (..., M); the result (..., 2M), cosines first.
+
+    Example:
+        >>> on_circle(torch.zeros(1), radius=3.0)
+        tensor([3., 0.])
+    """
+    points: Tensor = _OnCircle.apply(phase, radius)
+    return points
+
+
+class _OnCircle(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(phase: Tensor, radius: float) -> Tensor:
+        return torch.cat([phase.cos(), phase.sin()], -1).mul_(radius)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (points,) = ctx.saved_tensors
+        (cos, sin), (grad_cos, grad_sin) = points.chunk(2, -1), grad.chunk(2, -1)
+        return torch.addcmul(grad_sin * cos, grad_cos, sin, value=-1), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (points,) = ctx.saved_tensors
+        cos, sin = points.chunk(2, -1)
+        return torch.cat([-sin * tangent, cos * tangent], -1)
