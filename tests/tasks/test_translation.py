@@ -244,7 +244,7 @@ class TestCommandLine:
         }
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         main(["fit", "--config", "config.yaml"])
-        (path,) = tmp_path.glob("checkpoints/last.ckpt")
+        (path,) = tmp_path.glob("runs/*/version_0/checkpoints/last.ckpt")
         return path
 
     def test_predict(self, checkpoint, tmp_path, capsys):
