@@ -41,7 +41,7 @@ from ika_lightning.attention.kernels import (
     RBFKernel,
 )
 from ika_lightning.attention.magnitude import Magnitude
-from ika_lightning.attention.start import Linear
+from ika_lightning.attention.start import Linear, TwoLayers
 from ika_lightning.models import (
     DecoderLayer,
     Encoder,
@@ -123,6 +123,7 @@ PARTS: dict[str, Callable[[], nn.Module]] = {
     "GaussianCopula": lambda: GaussianCopula(HEADS, WIDTH),
     "OddGenerator": lambda: OddGenerator(WIDTH, 0.3),
     "Magnitude": lambda: Magnitude(HEADS, "learned"),
+    "TwoLayers": lambda: TwoLayers(WIDTH, 7, 3, nn.init.zeros_),
     "Linear": lambda: Linear(WIDTH, 3).starting(nn.init.xavier_uniform_),
     "Embedding": lambda: Embedding(11, WIDTH, padding_idx=0).starting(std=0.3),
     "Kernel": lambda: Kernel(HEADS, WIDTH),

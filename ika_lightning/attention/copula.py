@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ika_lightning.attention.start import Linear, reset_children
+from ika_lightning.attention.start import TwoLayers, reset_children
 
 
 class GaussianCopula(nn.Module):
@@ -63,13 +63,11 @@ class GaussianCopula(nn.Module):
         return F.normalize(torch.eye(self.num_heads, dtype=lower.dtype, device=lower.device) + below, dim=-1)
 
 
-def small_encoder(width_in: int, width_out: int) -> nn.Sequential:
+def small_encoder(width_in: int, width_out: int) -> TwoLayers:
     """Build the two-layer network that moves a posterior; it starts by returning zeros.
 
     Example:
         >>> small_encoder(3, 2)(torch.ones(3)).detach()
         tensor([0., 0.])
     """
-    hidden = max(16, width_in)
-    last = Linear(hidden, width_out).starting(nn.init.zeros_)
-    return nn.Sequential(nn.Linear(width_in, hidden), nn.SiLU(), last)
+    return TwoLayers(width_in, max(16, width_in), width_out, nn.init.zeros_)

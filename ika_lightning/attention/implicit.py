@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ika_lightning.attention.copula import GaussianCopula, small_encoder
 from ika_lightning.attention.features import FeatureMap, fourier
 from ika_lightning.attention.spectrum import SYMMETRY_BREAKING, Spectrum, check_num_samples
-from ika_lightning.attention.start import Init, Linear, initial_scale, normal_points, reset_children
+from ika_lightning.attention.start import Init, TwoLayers, initial_scale, normal_points
 
 # The least standard deviation of a posterior: softplus underflows to 0, whose logarithm would
 # make the divergence infinite and its gradient NaN.
@@ -103,7 +103,10 @@ class ImplicitSpectrum(Spectrum):
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
-        reset_children(self)
+        # in the order in which they were made: one seed draws the same
+        for part in (self.copula, self.encoder, *self.generators):
+            if part is not None:
+                part.reset_parameters()
         self._draw()
 
     def _draw(self) -> None:
@@ -172,14 +175,13 @@ class OddGenerator(nn.Module):
         super().__init__()
         hidden = max(16, head_dim)
         law = functools.partial(nn.init.normal_, std=SYMMETRY_BREAKING / math.sqrt(hidden))
-        last = Linear(hidden, head_dim).starting(law)
         self.start_scale = scale
         self.register_buffer("scale", torch.empty(()).fill_(scale))
-        self.network = nn.Sequential(nn.Linear(head_dim, hidden), nn.SiLU(), last)
+        self.network = TwoLayers(head_dim, hidden, head_dim, law)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
-        reset_children(self)
+        self.network.reset_parameters()
         self.scale.fill_(self.start_scale)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -48,6 +48,26 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+class TwoLayers(nn.Sequential):
+    """A network of two layers, the last of which starts by a law of its own.
+
+    Example:
+        >>> TwoLayers(3, 16, 2, nn.init.zeros_)(torch.ones(3)).detach()
+        tensor([0., 0.])
+    """
+
+    def __init__(self, width_in: int, hidden: int, width_out: int, law: Callable[[Tensor], object]) -> None:
+        last = Linear(hidden, width_out).starting(law)
+        super().__init__(nn.Linear(width_in, hidden), nn.SiLU(), last)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, in the order in which they were made: one seed draws the same."""
+        first, _, last = self.children()
+        for layer in (last, first):
+            assert isinstance(layer, nn.Linear)
+            layer.reset_parameters()
+
+
 def reset_children(module: nn.Module) -> None:
     """Reset the parameters of what is directly inside a module, as far as it can."""
     for child in module.children():

@@ -292,7 +292,7 @@ def test_the_ridge_shows_the_way_even_if_it_is_drawn_once(tmp_path, monkeypatch)
     trainer(tmp_path, [SpectralDensity(share=1e-9)], max_epochs=15).fit(Small(IKAN(8, 2)))
     (history,) = drawn  # at the end
     assert [step for step, _ in history] == [3, 15, 27, 39, 45]
-    densities = [samples for _, samples in history]
+    densities = [drawn.samples for _, drawn in history]
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(densities))
 
 
@@ -324,6 +324,29 @@ class TestSignals:
         assert [event.step for event in events] == [1, 3, 5]
         assert_close([event.value for event in events], model.kls[1::2])
         assert [event.value for event in board(tmp_path).Scalars("learning_rate")] == pytest.approx([0.1] * 3)
+
+    def test_what_a_kernel_has_learned_in_few_numbers(self, tmp_path) -> None:
+        class Kept(Small):
+            def on_train_batch_end(self, outputs, batch, index):
+                core = self.mixer.core
+                parts = {"share": core.share, "precision": core.kernel.precision, "p": core.p}
+                parts["magnitude_scale"] = core.magnitude.scale
+                self.seen.append({name: part.mean().item() for name, part in parts.items()})
+
+        model = Kept(MIKAN(8, 2, p="learned", batch_first=True))
+        model.seen = []
+        trainer(tmp_path, [TrainingSignals(every_n_steps=1)]).fit(model)
+        events = board(tmp_path)
+        for name in ("share", "precision", "p", "magnitude_scale"):
+            logged = [event.value for event in events.Scalars(f"{name}/mixer")]
+            assert logged == pytest.approx([seen[name] for seen in model.seen])
+            assert len(set(logged)) == len(logged) == 6
+
+    def test_a_kernel_without_an_exact_part_has_none_of_its_numbers(self, tmp_path) -> None:
+        trainer(tmp_path, [TrainingSignals(every_n_steps=1)]).fit(Small(IKAN(8, 2, init="rbf")))
+        tags = board(tmp_path).Tags()["scalars"]
+        assert "kl/mixer" in tags
+        assert not [tag for tag in tags if tag.startswith(("share", "precision", "p/", "magnitude_scale"))]
 
     def test_speed_leaves_validation_out(self, tmp_path, monkeypatch) -> None:
         now = [0.0]
