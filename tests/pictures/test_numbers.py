@@ -89,9 +89,13 @@ def test_the_drawn_kernel_and_density_are_those_of_the_whole_kernel(kind, statio
     assert_close(drawn.spread, (precision.flatten() / (2 * math.sqrt(WIDTH))).sqrt())
     grid = torch.linspace(-9, 9, 901).double()
     of_zero = stats.norm.pdf(grid.numpy()[None], 0.0, drawn.spread[:, None].numpy())
-    bandwidth = 0.9 * torch.minimum(
-        drawn.samples.std(1, correction=0), torch.from_numpy(stats.iqr(drawn.samples.numpy(), axis=1)) / 1.34
-    ) * drawn.samples.size(1) ** -0.2
+    bandwidth = (
+        0.9
+        * torch.minimum(
+            drawn.samples.std(1, correction=0), torch.from_numpy(stats.iqr(drawn.samples.numpy(), axis=1)) / 1.34
+        )
+        * drawn.samples.size(1) ** -0.2
+    )
     width = (bandwidth.square() + drawn.spread.square()).sqrt()
     of_samples = stats.norm.pdf(
         grid.numpy()[None, :, None], drawn.samples[:, None].numpy(), width[:, None, None].numpy()
