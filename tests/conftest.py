@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# fixtures have no examples to run, and as modules the two files would have one name
+collect_ignore = ["conftest.py", "attention/conftest.py"]
+
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:

@@ -358,6 +358,21 @@ class TestFit:
         _, stdout, _ = run(capsys, "fit", "--trainer.max_epochs", "5", "-c", "x.yaml", "--print_config")
         assert yaml.safe_load(stdout)["trainer"]["max_epochs"] == 5
 
+    @pytest.mark.parametrize(
+        ("words", "layer", "options"),
+        [
+            ([], "MIKAN", {"init": "rbf", "p": 2.0}),
+            (["--model.attention.p=1.5"], "MIKAN", {"init": "rbf", "p": 1.5}),
+            (["--model.attention.init=softmax"], "MIKAN", {"init": "softmax"}),
+            (["--model.attention=DotProduct"], "DotProduct", {"backend": "auto"}),
+        ],
+    )
+    def test_the_attention_of_regression(self, words, layer, options, capsys):
+        _, stdout, _ = run(capsys, "fit", "--model", "Regression", *words, "--print_config")
+        named = yaml.safe_load(stdout)["model"]["init_args"]["attention"]
+        assert named["class_path"] == f"ika_lightning.attention.{layer}"
+        assert options.items() <= named["init_args"].items()
+
     def test_sections_of_its_callbacks(self, capsys):
         Path("x.yaml").write_text("early_stopping:\n  patience: 7\ncheckpoint:\n  monitor: val/rmse")
         _, stdout, _ = run(capsys, "fit", *TOY, "-c", "x.yaml", "--checkpoint.mode", "max", "--print_config")
