@@ -233,7 +233,8 @@ class TestLinearKernel(KernelContract):
 
 def test_every_kernel_is_under_the_contract():
     built = {type(contract().build()) for contract in KernelContract.__subclasses__()}
-    assert built == set(Kernel.__subclasses__())
+    # tests have kernels of their own
+    assert built == {kernel for kernel in Kernel.__subclasses__() if kernel.__module__.startswith("ika_lightning.")}
 
 
 @pytest.mark.parametrize("nu", [1.0, 2.0, 0.0, math.inf])
