@@ -14,7 +14,9 @@ from torch_geometric.data.storage import GlobalStorage
 from torch_geometric.datasets import KarateClub
 from torch_geometric.utils import to_undirected
 
-from ika_lightning.data.table import MISSING, closest, parse_numbers, quoted, read_table, require_column
+from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.numbers import MISSING, parse_numbers
+from ika_lightning.data.table import read_table, require_column
 
 __all__ = ["digits", "karate", "load_graph", "read_graph"]
 
@@ -145,7 +147,7 @@ def read_graph(
         raise ValueError(f"{nodes} has no features; its columns are {quoted(list(table.columns))}")
     for column in chosen:
         require_column(table, column, nodes)
-    columns = [parse_numbers(table[column].tolist(), column, nodes, role="a feature") for column in chosen]
+    columns = [parse_numbers(table[column], column, nodes, role="a feature") for column in chosen]
     for column, values in zip(chosen, columns, strict=True):
         if np.isnan(values).any():
             row = int(np.isnan(values).argmax())
@@ -179,7 +181,7 @@ def _read_edges(path: str, row_of: dict[str, int], nodes: str, undirected: bool)
     edge_index = torch.tensor(ends)
     columns = []
     for column in table.columns[2:]:
-        values = parse_numbers(table[column].tolist(), column, path, role="a feature of edges")
+        values = parse_numbers(table[column], column, path, role="a feature of edges")
         if np.isnan(values).any():
             row = int(np.isnan(values).argmax())
             raise ValueError(f"{path}, row {row + 1}, column {column!r}: {table[column][row]!r} is no finite number")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ika_lightning.data.files import decode
-from ika_lightning.data.table import closest, quoted
+from ika_lightning.data.messages import closest, quoted
 
 __all__ = ["Column", "Labelled", "draw", "read_labelled", "spread"]
 

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
+from ika_lightning.data.cells import pack
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
 from ika_lightning.data.loader import Loader, processes
+from ika_lightning.data.messages import closest, quoted
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
-from ika_lightning.data.table import closest, quoted
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
@@ -300,10 +300,10 @@ class NodeClassificationData(LightningDataModule):
                 f"predictions must have shape {(len(names), len(classes))}, one row per node and one column per class, "
                 f"got {tuple(predictions.shape)}"
             )
-        table = pd.DataFrame({"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]})
-        for number, column in enumerate(predictions.detach().cpu().unbind(1)):
-            table[f"probability_{classes[number]}"] = column.numpy().astype(str)  # the shortest text that reads back
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+        columns = {"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]}
+        for name, column in zip(classes, predictions.detach().cpu().unbind(1), strict=True):
+            columns[f"probability_{name}"] = column.numpy().astype(str).tolist()  # the shortest text that reads back
+        write_atomically(path, pack(columns, path))
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

@@ -14,20 +14,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
+from ika_lightning.data.cells import pack
+from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import Loader, processes, shares
-from ika_lightning.data.table import (
-    MISSING,
-    Missing,
-    RowBatch,
-    TableEncoder,
-    Unseen,
-    closest,
-    quoted,
-    read_table,
-    require_column,
-)
+from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat
+from ika_lightning.data.table import read_table, require_column
 
 __all__ = ["RegressionData", "RowBatch"]
 
@@ -60,6 +54,13 @@ class RegressionData(LightningDataModule):
             the checkpoint in force.
         unseen: What to do about a category that training did not have: ``"error"``, or ``"ignore"`` (no category).
             ``"error"`` leaves a milder policy of the checkpoint in force.
+        separator: What separates cells of own files, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: The sign before the fraction of a number, ``"."`` or ``","``.
+        thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none. A checkpoint
+            brings how numbers were written in training.
+        missing_values: Cells that say that nothing is known, besides empty ones; None for ``NA``, ``NaN``, ``null``,
+            ``None`` and their like.
         batch_size: Rows in a training batch: those that ask and those that are their context.
         max_context: Most training rows that are the context in evaluation, and most rows that are asked at a time.
         root: Folder of the benchmarks; by default ``IKA_DATA``, else the user's cache folder.
@@ -94,6 +95,10 @@ class RegressionData(LightningDataModule):
         predict_path: str | None = None,
         missing: Missing = "error",
         unseen: Unseen = "error",
+        separator: str | None = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        missing_values: list[str] | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
         root: str | None = None,
@@ -110,6 +115,8 @@ class RegressionData(LightningDataModule):
         self.split, self.published_split = split, published_split
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.missing, self.unseen = missing, unseen
+        self.separator, self.missing_values = separator, missing_values
+        self.written = NumberFormat(decimal, thousands)
         self.batch_size, self.max_context, self.seed = batch_size, max_context, seed
         self._check_arguments(target)
 
@@ -149,9 +156,9 @@ class RegressionData(LightningDataModule):
                 raise ValueError(
                     "there is nothing to predict; give the new rows with --input FILE (predict_path in Python)"
                 )
-            self._predict_table = read_table(self.predict_path)
+            self._predict_table = read_table(self.predict_path, self.separator)
         if stage in ("test", None) and self.test_path is not None:
-            self._test_table = read_table(self.test_path)
+            self._test_table = read_table(self.test_path, self.separator)
         wants_table = stage in ("fit", "validate") or (stage == "test" and self.test_path is None)
         if wants_table or (stage is None and (self.name or self.path)):
             self._setup_table()
@@ -218,6 +225,10 @@ class RegressionData(LightningDataModule):
             encoder.missing = self.missing
         if self.unseen != "error":
             encoder.unseen = self.unseen
+        if self.written != PLAIN:
+            encoder.written = self.written
+        if self.missing_values is not None:
+            encoder.missing_values = self.missing_values
         self._encoder, self._rows = encoder, None
 
     @property
@@ -282,13 +293,12 @@ class RegressionData(LightningDataModule):
         if predictions.shape != rows.shape:
             raise ValueError(f"predictions must have shape ({rows.size},), one per row, got {tuple(predictions.shape)}")
         assert self._predict_table is not None
-        table = self._predict_table.copy()
-        if "row" not in table.columns:
-            table.insert(0, "row", [str(row + 1) for row in range(len(table))])
-        cells = np.full(len(table), "", dtype=object)
-        cells[rows] = predictions.detach().cpu().numpy().astype(str)  # the shortest text that reads back the same
-        table[self._predicted_column()] = cells
-        write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+        table = {name: self._predict_table[name].tolist() for name in self._predict_table.columns}
+        numbers = {} if "row" in table else {"row": [*range(1, len(self._predict_table) + 1)]}
+        # the shortest text that reads back the same; none for a row that was dropped
+        cells = dict(zip(rows.tolist(), predictions.detach().cpu().numpy().astype(str).tolist(), strict=True))
+        predicted = {self._predicted_column(): [cells.get(row, "") for row in range(len(self._predict_table))]}
+        write_atomically(path, pack(numbers | table | predicted, path))
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
@@ -329,6 +339,7 @@ class RegressionData(LightningDataModule):
         ):
             if value not in allowed:
                 raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+        self.written.check()
         self._check_published_split()
 
     def _check_published_split(self) -> None:
@@ -355,13 +366,20 @@ class RegressionData(LightningDataModule):
     def _setup_table(self) -> None:
         if self._table is None:
             source = self._source()
-            table = read_table(source)
+            table = read_table(source, self.separator if self.path else None)
             self._splits = self._split_rows(table, str(source))
             self._table = table
         if self._encoder is None:
             assert self.target is not None
             drop = list(dict.fromkeys([*self.drop, *([self.group] if self.group else [])]))
-            encoder = TableEncoder(self.target, drop=drop, missing=self.missing, unseen=self.unseen)
+            encoder = TableEncoder(
+                self.target,
+                drop=drop,
+                missing=self.missing,
+                unseen=self.unseen,
+                written=self.written,
+                missing_values=self.missing_values,
+            )
             self._encoder = encoder.fit(self._table, self._splits["train"], self._table_name)
 
     @property

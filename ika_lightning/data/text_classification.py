@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from ika_lightning.data.cells import pack
 from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
+from ika_lightning.data.messages import closest, quoted
 from ika_lightning.data.sentences import SENTENCES
-from ika_lightning.data.table import closest, quoted
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
 
 __all__ = ["TextBatch", "TextClassificationData"]
@@ -277,17 +277,14 @@ class TextClassificationData(LightningDataModule):
             )
         in_order = torch.empty_like(predictions)
         in_order[torch.cat(list(sampler))] = predictions
-        table = pd.DataFrame(
-            {
-                "row": range(1, len(texts) + 1),
-                "text": texts,
-                "predicted_label": [self._classes[number] for number in in_order.argmax(1).tolist()],
-            }
-        )
+        columns: dict[str, list[Any]] = {
+            "row": [*range(1, len(texts) + 1)],
+            "text": texts,
+            "predicted_label": [self._classes[number] for number in in_order.argmax(1).tolist()],
+        }
         for number, name in enumerate(self._classes):
-            table[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
-        separator = "\t" if str(path).endswith(".tsv") else ","
-        write_atomically(path, table.to_csv(index=False, sep=separator, lineterminator="\n").encode())
+            columns[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
+        write_atomically(path, pack(columns, path))
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
 from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.table import closest, quoted
+from ika_lightning.data.messages import closest, quoted
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
 
 __all__ = ["TranslationBatch", "TranslationData"]

@@ -14,7 +14,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, 
 
 from ika_lightning.attention import MIKAN
 from ika_lightning.data import RegressionData
-from ika_lightning.data.table import RowBatch
+from ika_lightning.data.encoders import RowBatch
 from ika_lightning.models import AttentionFactory, RowTransformer
 from ika_lightning.pictures.results import draw_fit
 from ika_lightning.tasks.base import Task, find_layer
