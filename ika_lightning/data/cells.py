@@ -31,10 +31,12 @@ class Cells(NamedTuple):
     Args:
         rows: The line on which each row begins, from 1, and its cells. Blank lines are left out.
         separator: What separates cells.
+        last_is_open: Whether quotes mean nothing, so that the last cell of a row may have separators in it.
     """
 
     rows: Iterator[tuple[int, list[str]]]
     separator: str
+    last_is_open: bool = False
 
     @property
     def separator_name(self) -> str:
@@ -104,7 +106,8 @@ def read_cells(text: str, path: object, separator: str, *, quotes: bool | None =
     if quotes is None:
         cell, first = '"(?:[^"]|"")*"', text.lstrip("\r\n").partition("\n")[0].removesuffix("\r")
         quotes = re.fullmatch(f"{cell}(?:{re.escape(separator)}{cell})*", first) is not None
-    return Cells(_quoted_rows(text, path, separator) if quotes else _plain_rows(text, separator), separator)
+    rows = _quoted_rows(text, path, separator) if quotes else _plain_rows(text, separator)
+    return Cells(rows, separator, last_is_open=not quotes)
 
 
 def _quoted_rows(text: str, path: object, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -14,11 +14,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data.cells import pack
-from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
+from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, read_texts, spread
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.messages import closest, quoted, say
+from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
 
@@ -61,11 +62,14 @@ class TextClassificationData(LightningDataModule):
             ``trec_fine``, ``sst2``, ``mr`` and ``subj`` are looked for under ``root`` and else downloaded.
         path: An own ``.tsv``, ``.csv`` or ``.jsonl`` (``.gz`` too), instead of ``name``.
         label: The column of labels in own files: its name, or its position, from 1, if there is no header. By default
-            ``label`` if the first line has columns ``label`` and ``text``, else the first column.
-        text: The column of texts; by default ``text``, or the second.
+            one with a usual name, such as ``label`` or ``class``, or the first of a file without a header.
+        text: The column of texts; by default one with a usual name, such as ``text`` or ``review``, or the second.
+        separator: What separates cells of own files, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
         val_path: An own file for validation; then no rows are held out for it.
         test_path: An own file for testing; then no rows are held out for it.
-        predict_path: New texts, one a line; ``-`` for standard input.
+        predict_path: New texts, one a line, or the column of texts of a ``.csv``, ``.tsv`` or ``.jsonl``; ``-`` for
+            standard input.
         val_fraction: Share of the rows of the training file for validation, of each class, at least one row. 0 for
             none.
         test_fraction: Share of the rows for testing, in the same way.
@@ -100,6 +104,7 @@ class TextClassificationData(LightningDataModule):
         path: str | None = None,
         label: Column | None = None,
         text: Column | None = None,
+        separator: str | None = None,
         val_path: str | None = None,
         test_path: str | None = None,
         predict_path: str | None = None,
@@ -123,7 +128,7 @@ class TextClassificationData(LightningDataModule):
         )
         self.save_hyperparameters()
         self.name, self.path, self.root = name, path, root
-        self.columns = label, text
+        self.columns, self.separator = (label, text), separator
         self.val_path, self.test_path, self.predict_path = val_path, test_path, predict_path
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.fold, self.folds = fold, folds
@@ -161,7 +166,7 @@ class TextClassificationData(LightningDataModule):
         if stage == "predict" or (stage is None and self.predict_path is not None):
             self._predict_texts = self._read_predict_texts()
         if stage == "test" and self.test_path is not None:
-            self._parts["test"] = read_labelled(self.test_path, *self.columns)
+            self._parts["test"] = self._read_own(self.test_path)
         elif stage != "predict" and (stage is not None or self.name or self.path):
             self._setup_parts()
 
@@ -345,7 +350,7 @@ class TextClassificationData(LightningDataModule):
         if self.name is not None:
             parts = {part: SENTENCES[self.name].read(part, self.root) for part in _PARTS}
         elif self.path is not None:
-            parts = {"train": read_labelled(self.path, *self.columns), "val": None, "test": None}
+            parts = {"train": self._read_own(self.path), "val": None, "test": None}
         else:
             raise ValueError(
                 "there are no texts to split; give --data.name, or --data.path FILE (--data.test_path FILE is enough "
@@ -353,7 +358,7 @@ class TextClassificationData(LightningDataModule):
             )
         for part, path in (("val", self.val_path), ("test", self.test_path)):
             if path is not None:
-                parts[part] = read_labelled(path, *self.columns)
+                parts[part] = self._read_own(path)
 
         whole = parts["train"]
         assert whole is not None
@@ -374,11 +379,19 @@ class TextClassificationData(LightningDataModule):
         if not all(map(len, held_out.values())):
             raise ValueError(
                 f"{whole.source} has {len(labels)} rows of {len(classes)} classes, too few to hold out any of them; "
-                "give more, or files of their own with --data.val_path and --data.test_path"
+                "give more, or files of their own with --data.val_path and --data.test_path; if labels and texts were "
+                "taken for one another, give --data.label and --data.text"
             )
-        parts["train"] = _rows(whole, rows)
-        parts |= {part: _rows(whole, chosen) for part, chosen in held_out.items()}
+        parts["train"] = whole.take(rows.tolist())
+        parts |= {part: whole.take(chosen.tolist()) for part, chosen in held_out.items()}
         return {part: rows for part, rows in parts.items() if rows is not None}
+
+    def _read_own(self, path: str) -> Labelled:
+        rows = read_labelled(path, *self.columns, self.separator)
+        say(rows.summary)
+        if markers := sorted(set(rows.labels) & MISSING):
+            say(f"{path}: the label {markers[0]!r} is read as a class; leave out rows without a label")
+        return rows
 
     def _warn_of_duplicates(self) -> None:
         known = set(self._parts["train"].texts)
@@ -399,10 +412,7 @@ class TextClassificationData(LightningDataModule):
                 "there is nothing to predict; give a file with a text in each line with --input FILE (predict_path in "
                 "Python)"
             )
-        texts = read_lines(self.predict_path)
-        if not texts:
-            raise ValueError(f"{self.predict_path} is empty; it should have a text in each line")
-        return texts
+        return read_texts(self.predict_path, self.columns[1], self.separator)
 
     def _part(self, part: str) -> _Texts:
         if part not in self._encoded:
@@ -469,8 +479,3 @@ def _in_order(labels: set[str]) -> list[str]:
 
 def _share(fraction: float, count: int) -> int:
     return max(1, round(fraction * count))
-
-
-def _rows(labelled: Labelled, rows: np.ndarray) -> Labelled:
-    labels, texts, lines = ([column[row] for row in rows.tolist()] for column in labelled[:3])
-    return Labelled(labels, texts, lines, labelled.source)

@@ -68,7 +68,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("written", [("x", None), (".", "."), (",", ","), (".", ""), (".", "1"), (".", ",,")])
     def test_formats_that_are_none(self, written):
-        with pytest.raises(ValueError, match="decimal must be one of|thousands must be one sign other than decimal"):
+        with pytest.raises(ValueError, match=r"decimal must be one of|thousands must be one sign other than decimal"):
             NumberFormat(*written).check()
 
     def test_formatted(self):
@@ -116,7 +116,7 @@ class TestColumns:
         new = pd.DataFrame({"x": ["1.185,5"]}, dtype="str")
         features = [coder.encode(new, labelled=False).features for coder in (encoder, loaded)]
         assert features[0].equal(features[1])
-        with pytest.raises(ValueError, match="row 1: column 'x' is a number in training, but '1.5' is not a number"):
+        with pytest.raises(ValueError, match=r"row 1: column 'x' is a number in training, but '1.5' is not a number"):
             loaded.encode(pd.DataFrame({"x": ["1.5"]}, dtype="str"), labelled=False)
 
     def test_a_target_in_an_unknown_format(self):

@@ -239,7 +239,7 @@ class TestHeader:
 
     def test_other_separators(self, save, capsys):
         path = save("a;b\n1,5;2\n")
-        with pytest.raises(ValueError, match="has one cell, 'a;b', if ',' separates cells; .* --data.separator ';'"):
+        with pytest.raises(ValueError, match=r"has one cell, 'a;b', if ',' separates cells; .* --data.separator ';'"):
             read_table(path)
         assert read_table(path, ";").to_dict("list") == {"a": ["1,5"], "b": ["2"]}
         assert read_table(path, "auto").equals(read_table(path, ";"))
