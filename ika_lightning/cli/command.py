@@ -32,8 +32,9 @@ from ika_lightning.cli.explain import (
     causes,
     check_files,
     explain,
-    raised_by_jsonargparse,
+    raised_by,
     raised_on_purpose,
+    read_config,
 )
 from ika_lightning.cli.logs import go_on_logging
 from ika_lightning.cli.record import differences, record
@@ -184,7 +185,7 @@ class Command(LightningCLI):
             given, options = _early_options(words)
             files = [Path(file) for file in given.config]
             check_files(files)
-            configs = [str(file) for file in files] if self.fits else [_of_file(file.read_text()) for file in files]
+            configs = [str(file) for file in files] if self.fits else [_of_file(read_config(file)) for file in files]
             if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
                 configs = self._checkpoint_config(given, options, files) + configs
             config_options = [word for config in configs for word in ("--config", config)]
@@ -196,7 +197,7 @@ class Command(LightningCLI):
         """The configuration inside the checkpoint, if nothing else names a model; checks the checkpoint as well."""
         sections: dict[str, Any] = {}
         for file in files:
-            sections |= yaml.safe_load(file.read_text())
+            sections |= yaml.safe_load(read_config(file))
         path = given.ckpt_path or sections.get("ckpt_path")
         if path is None or path in KEYWORDS:
             if self.fits and path != "best":
@@ -254,7 +255,7 @@ class Command(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             # jsonargparse wraps what a constructor raised into a list of the types that it tried
-            origin = next((cause for cause in causes(error) if not raised_by_jsonargparse(cause)), error)
+            origin = next((cause for cause in causes(error) if not raised_by(cause, "jsonargparse")), error)
             if isinstance(origin, ValueError) and raised_on_purpose(origin):
                 raise UsageError(str(origin)) from origin
             raise origin from None
@@ -319,6 +320,13 @@ class Command(LightningCLI):
         checkpoint = read_checkpoint(path)
         before = yaml.safe_load(config_text(checkpoint, path) or "{}")
         now = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        optimizers = [((part.get("model") or {}).get("init_args") or {}).get("optimizer") for part in (before, now)]
+        old, new = (part["class_path"].rpartition(".")[2] if part else None for part in optimizers)
+        if old and new and old != new:
+            raise UsageError(
+                f"{path} was trained with {old}, whose state {new} cannot go on with: leave out --model.optimizer, or "
+                "begin a new training"
+            )
         if before and (found := differences(before, now)) and self.trainer.is_global_zero:
             print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)
         for logger in self.trainer.loggers if self.trainer.is_global_zero else []:

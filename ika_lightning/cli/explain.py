@@ -5,10 +5,11 @@ of causes: each level names its key or class, and the last one says what was wro
 """
 
 import difflib
+import dis
 import inspect
 import itertools
 import re
-import traceback
+import types
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-PACKAGE = Path(__file__).parent.parent
+from ika_lightning.data.files import decode
+
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
 
@@ -31,16 +33,23 @@ class UsageError(Exception):
 def user_message(error: BaseException) -> str | None:
     """What to tell the user about ``error``, or None where it is a bug and its traceback tells more.
 
-    An error counts as the user's if this package raised it on purpose, if Lightning refused a combination of options,
-    or if the system refused a file.
+    An error counts as the user's if this package raised it on purpose, if Lightning refused a value or a combination
+    of options, or if the system refused a file.
     """
-    ours = raised_on_purpose(error) and PACKAGE in Path(_innermost(error).filename).parents
+    meant = raised_on_purpose(error)
+    ours, lightnings = (meant and raised_by(error, package) for package in ("ika_lightning", "lightning"))
     match error:
         case UsageError() | MisconfigurationException():
             return str(error)
         case OSError() if ours or error.filename is not None:
             return str(error)
         case ValueError() | TypeError() | ImportError() if ours:
+            return str(error)
+        # an interval of validation beyond an epoch, for instance
+        case ValueError() if lightnings:
+            return str(error)
+        # a logger that is not installed; where Python finds no module of ours, it says its name
+        case ImportError() if lightnings and error.name is None:
             return str(error)
         case RuntimeError() if "EADDRINUSE" in str(error):
             port = re.search(r"port: (\d+)", str(error))
@@ -64,17 +73,27 @@ def user_message(error: BaseException) -> str | None:
 
 
 def raised_on_purpose(error: BaseException) -> bool:
-    """Whether ``error`` comes from a ``raise``, and not from an operation that failed."""
-    return re.search(r"\braise\b", _innermost(error).line or "") is not None
+    """Whether ``error`` comes from a ``raise``, and not from an operation that failed: the instruction tells."""
+    entries = list(_traceback(error))
+    return bool(entries) and entries[-1].tb_frame.f_code.co_code[entries[-1].tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def raised_by_jsonargparse(error: BaseException) -> bool:
-    """Whether ``error`` was raised while parsing, and not by what was parsed."""
-    return "jsonargparse" in Path(_innermost(error).filename).parts
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether the line that raised ``error`` belongs to a package.
+
+    Args:
+        error: The error.
+        package: The name of the package, such as ``jsonargparse``.
+    """
+    modules = [entry.tb_frame.f_globals.get("__name__", "") for entry in _traceback(error)]
+    return bool(modules) and f"{modules[-1]}.".startswith(f"{package}.")
 
 
-def _innermost(error: BaseException) -> traceback.FrameSummary:
-    return traceback.extract_tb(error.__traceback__)[-1]
+def _traceback(error: BaseException) -> Iterator[types.TracebackType]:
+    entry = error.__traceback__
+    while entry is not None:
+        yield entry
+        entry = entry.tb_next
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -147,7 +166,10 @@ def explain(error: ArgumentError, parser: ArgumentParser, files: list[Path]) -> 
         needed = " and ".join(f"--{key.split('.')[-1]} NAME" for key in sorted(found[1].split(", "), reverse=True))
         return f"nothing says what to run: give --config FILE, or {needed}.{hint}"
     if found := re.match(r"Expected a .*?Got value: (.*)", leaf, re.DOTALL):
-        return f"{place}: expected {_expected(error)}, got {found[1]!r}.{hint}"
+        note = ""
+        if "str" in _expected(error):
+            note = " (YAML takes words such as No and null, and numbers, for no text: put text in quotes, '[\"No\"]')"
+        return f"{place}: expected {_expected(error)}, got {found[1]!r}{note}.{hint}"
     leaf = re.sub(r'^Parser key "[^"]*":', "", leaf)
     return f"{f'{place}: ' if path else ''}{leaf}.{hint}"
 
@@ -159,7 +181,7 @@ def check_files(files: list[Path]) -> None:
             near = difflib.get_close_matches(str(file), map(str, file.parent.glob("*.yaml")), n=3, cutoff=0.7)
             raise UsageError(f"no configuration file at {file}{_near(str(file), near)}")
         try:
-            root = yaml.compose(file.read_text())
+            root = yaml.compose(read_config(file))
         except yaml.YAMLError as error:
             line = mark.line + 1 if (mark := getattr(error, "problem_mark", None)) else 1
             problem = getattr(error, "problem", None) or error
@@ -168,10 +190,22 @@ def check_files(files: list[Path]) -> None:
             raise UsageError(f"{file}: expected sections such as model, data and trainer")
 
 
+def read_config(file: Path) -> str:
+    """The text of a configuration file.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: If it is not UTF-8; the message names the line.
+    """
+    return decode(file.read_bytes(), file)
+
+
 def _place(path: str, files: list[Path]) -> str:
     """``path`` as the user wrote it: with file and line where a configuration file holds it, else as an option."""
     for file in files:
-        node, mark = yaml.compose(file.read_text()), None
+        node, mark = yaml.compose(read_config(file)), None
         for key in path.split("."):
             node, mark = _child(node, key)
         if mark:

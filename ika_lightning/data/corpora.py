@@ -36,6 +36,10 @@ class Corpus(Protocol):
     def languages(self) -> tuple[str, ...]:
         """Its languages; the first two are source and target if nobody says otherwise."""
 
+    @property
+    def published_in_lowercase(self) -> bool:
+        """Whether its published BLEU is that of lower-cased, tokenised text."""
+
     def pairs(self, split: str, source: str, target: str, root: str | None = None) -> Pairs:
         """Read a split in a direction.
 
@@ -60,6 +64,7 @@ class EmbeddedDates:
     """
 
     languages = ("en", "de")
+    published_in_lowercase = False
 
     def pairs(self, split: str, source: str, target: str, root: str | None = None) -> Pairs:
         """Read a split in a direction; ``root`` is not looked at."""
@@ -79,6 +84,7 @@ class CorpusFiles:
         splits: What its files call training, validation and testing.
         url: Where the files can be downloaded, with ``{file}`` for a file's name; or where the original is.
         checksums: Size and sha256 of the files that can be downloaded.
+        published_in_lowercase: Whether its published BLEU is that of lower-cased, tokenised text.
     """
 
     name: str
@@ -86,6 +92,7 @@ class CorpusFiles:
     splits: dict[str, str]
     url: str
     checksums: dict[str, tuple[int, str]] = field(default_factory=dict)
+    published_in_lowercase: bool = True
 
     def pairs(self, split: str, source: str, target: str, root: str | None = None) -> Pairs:
         """Read a split in a direction; files that are not there are downloaded if they can be."""

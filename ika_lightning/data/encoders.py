@@ -1,5 +1,6 @@
 """What is learned on training rows, turns raw data into numbers, and travels in the checkpoint."""
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -332,7 +333,7 @@ class TableEncoder:
                 f"{source}, row {rows[formatted[0]] + 1}: {quote(training.iloc[formatted[0]])} in column {name!r} is a "
                 "number that is written in an unknown way; say how with --data.decimal and --data.thousands (as in "
                 "--data.decimal , --data.thousands .), take signs such as % out of the file, or leave the column out "
-                f"with --data.drop '[{name}]'"
+                f"with --data.drop '{json.dumps([name])}'"
             )
         if is_number.sum() > most:
             row = int(is_text.argmax())

@@ -14,10 +14,11 @@ from torch_geometric.utils import subgraph
 from ika_lightning.data.cells import pack
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
+from ika_lightning.data.graphs import SPLITS, check_graph, digits, karate, load_graph, read_graph
 from ika_lightning.data.loader import Loader, processes
 from ika_lightning.data.messages import closest, quoted
 from ika_lightning.data.neighbours import Neighbours
+from ika_lightning.data.numbers import NumberFormat
 from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
 
@@ -72,6 +73,14 @@ class NodeClassificationData(LightningDataModule):
         label: The column of classes; empty cells are unknown.
         split_column: The column that says ``train``, ``val`` or ``test``. All columns left are features, numbers.
         undirected: Take each edge of a table in both directions.
+        edges_header: Whether the first line of a table of edges is a header. None: not if it names two nodes; a line
+            of which that is not certain is refused.
+        separator: What separates cells of own tables, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: The sign before the fraction of a number, ``"."`` or ``","``.
+        thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none.
+        missing_values: Labels that say that nothing is known, besides empty cells. None refuses those that may say so,
+            such as ``NA``.
         split: ``"public"``: as the data says it; ``"full"``: the same, with all other labelled nodes for training;
             ``"random"``: drawn. None is public if the data says it, else random.
         train_per_class: Nodes of each class for training in a random split; by default 20, karate 1, digits 5.
@@ -110,6 +119,11 @@ class NodeClassificationData(LightningDataModule):
         label: str = "label",
         split_column: str = "split",
         undirected: bool = True,
+        edges_header: bool | None = None,
+        separator: str | None = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        missing_values: list[str] | None = None,
         split: Literal["public", "full", "random"] | None = None,
         train_per_class: int | None = None,
         num_val: int | None = None,
@@ -132,6 +146,8 @@ class NodeClassificationData(LightningDataModule):
         self.save_hyperparameters()
         self.name, self.path, self.edges_path, self.root = name, path, edges_path, root
         self.node, self.label, self.split_column, self.undirected = node, label, split_column, undirected
+        self.edges_header, self.separator, self.missing_values = edges_header, separator, missing_values
+        self.written = NumberFormat(decimal, thousands)
         self.split, self.inductive, self.seed = split, inductive, seed
         self.batch_size = batch_size
         self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
@@ -346,6 +362,7 @@ class NodeClassificationData(LightningDataModule):
         ):
             if number is not None and number < least:
                 raise ValueError(f"{argument} must be at least {least}, got {number}")
+        self.written.check()
         if not self.num_neighbors or any(count < -1 for count in self.num_neighbors):
             raise ValueError(f"num_neighbors must be counts, or -1 for all, got {self.num_neighbors}")
 
@@ -398,6 +415,10 @@ class NodeClassificationData(LightningDataModule):
             features=self._known.get("features"),
             classes=self._known.get("classes"),
             undirected=self.undirected,
+            edges_header=self.edges_header,
+            separator=self.separator,
+            written=self.written,
+            missing_values=self.missing_values,
         )
         return graph, classes, features
 
@@ -489,55 +510,6 @@ class NodeClassificationData(LightningDataModule):
     def _part(self, part: str) -> NodeBatch:
         graph = self._encoded()
         return _batch(graph, graph[f"{part}_mask"] & (graph.y >= 0))
-
-
-def check_graph(graph: Data, source: str) -> None:
-    """Check features, edges, classes and masks of a graph; one without classes gets -1 for each.
-
-    Args:
-        graph: The graph.
-        source: What errors call it.
-
-    Raises:
-        ValueError: If they do not make a graph.
-    """
-    x, edge_index = graph.x, graph.edge_index
-    if x.dim() != 2 or not x.is_floating_point():
-        raise ValueError(f"{source}: x must be numbers of shape (nodes, features), got {x.dtype} {tuple(x.shape)}")
-    if not x.isfinite().all():
-        node, feature = (~x.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"{source}: feature {feature} of node {node} is {x[node, feature]}; fill it in")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
-        raise ValueError(
-            f"{source}: edge_index must be whole numbers of shape (2, edges), got {tuple(edge_index.shape)}"
-        )
-    wrong = ((edge_index < 0) | (edge_index >= len(x))).any(0)
-    if wrong.any():
-        column = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{source}: column {column} of edge_index, {edge_index[:, column].tolist()}, names a node that is missing; "
-            f"nodes are 0 to {len(x) - 1}"
-        )
-    graph.x, graph.edge_index = x.float(), edge_index.long()
-    if isinstance(graph.edge_attr, Tensor):
-        graph.edge_attr = graph.edge_attr.float().view(edge_index.size(1), -1)
-        if not graph.edge_attr.isfinite().all():
-            edge = int((~graph.edge_attr.isfinite()).nonzero()[0, 0])
-            raise ValueError(f"{source}: edge_attr of edge {edge} is not finite; fill it in")
-    if graph.y is None:
-        graph.y = torch.full((len(x),), -1)
-    if graph.y.shape != (len(x),) or graph.y.is_floating_point():
-        raise ValueError(
-            f"{source}: y must be a whole number for each node, got {graph.y.dtype} {tuple(graph.y.shape)}"
-        )
-    graph.y = graph.y.long()
-    for part in SPLITS:
-        mask = graph.get(f"{part}_mask")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(x),)):
-            raise ValueError(
-                f"{source}: {part}_mask must be a boolean for each node, got {mask.dtype} {tuple(mask.shape)}; "
-                "choose one of several splits"
-            )
 
 
 def _is_saved(path: str) -> bool:

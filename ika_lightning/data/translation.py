@@ -67,6 +67,8 @@ class TranslationData(LightningDataModule):
         val_target: Their translations.
         test_source: An own file of sentences for testing, instead of the corpus's own.
         test_target: Their translations.
+        target_language: The language of own translations, such as ``zh``, which says how BLEU cuts them up. By default
+            the ending of ``target``, such as ``.zh``, or else their script.
         predict_path: Sentences to translate, one a line; ``-`` is standard input.
         val_fraction: Share of the pairs of own files, at least one, that is held out if there is no ``val_source``.
         vocabulary: Most tokens, bytes included; of each side if they are not joint.
@@ -99,6 +101,7 @@ class TranslationData(LightningDataModule):
         val_target: str | None = None,
         test_source: str | None = None,
         test_target: str | None = None,
+        target_language: str | None = None,
         predict_path: str | None = None,
         val_fraction: float = 0.05,
         vocabulary: int = 8000,
@@ -120,6 +123,7 @@ class TranslationData(LightningDataModule):
         self.name, self.source, self.target = name, source, target
         self.files = {"val": (val_source, val_target), "test": (test_source, test_target)}
         self.predict_path, self.root = predict_path, root
+        self.own_target_language = target_language
         self.val_fraction, self.vocabulary, self.joint = val_fraction, vocabulary, joint
         self.max_length, self.max_ratio = max_length, max_ratio
         self.batch_tokens, self.batch_size, self.seed = batch_tokens, batch_size, seed
@@ -244,7 +248,27 @@ class TranslationData(LightningDataModule):
     def target_texts(self, tokens: Iterable[Sequence[int]]) -> list[str]:
         """Return the text that each sequence of target tokens stands for, on one line."""
         tokenizer = self._fitted()[1]
-        return [" ".join(tokenizer.decode(sequence).split("\n")).strip() for sequence in tokens]
+        return [" ".join(tokenizer.decode(sequence).splitlines()).strip() for sequence in tokens]
+
+    @property
+    def target_language(self) -> str | None:
+        """The code of the language of the translations; None if nothing says it."""
+        if self.own_target_language or self.name is not None:
+            return self.own_target_language or self.target
+        file = self.target or self.files["test"][1] or ""
+        ending = Path(file.removesuffix(".gz")).suffix.removeprefix(".").lower()
+        return ending if len(ending) == 2 and ending.isalpha() else None
+
+    @property
+    def references(self) -> list[str]:
+        """Translations that were read, for testing if there are any, else for validation."""
+        split = next((split for split in ("test", "val", "train") if split in self._pairs), None)
+        return self._pairs[split].target if split else []
+
+    @property
+    def compares_in_lowercase(self) -> bool:
+        """Whether the figure that is published for the data is of lower-cased, tokenised text."""
+        return self.name is not None and CORPORA[self.name].published_in_lowercase
 
     def token_names(self, tokens: Tensor, target: bool = False) -> list[list[str]]:
         """Return each token of sentences, or of their translations, as a person would read it, without padding.

@@ -148,9 +148,8 @@ class TestFirstLine:
         assert read(save(f"{header}\n{self.rows}", "rows.csv")) == expected
         tabs = f"{header}\n{self.rows}".replace(",", "\t")
         assert read(save(tabs)) == expected
-        swapped = "".join(
-            f"{line.split(',')[1]},{line.split(',')[0]}\n" for line in f"{header}\n{self.rows}".split("\n")[:-1]
-        )
+        pairs = [line.split(",") for line in f"{header}\n{self.rows}".split("\n")[:-1]]
+        swapped = "".join(f"{text},{label}\n" for label, text in pairs)
         assert read(save(swapped, "rows.csv")) == expected
 
     def test_an_index_in_front(self, save):
@@ -235,10 +234,8 @@ def test_jsonl_says_what_is_no_label_and_no_text(save, line, message) -> None:
 
 
 def test_a_class_called_none_is_a_class(save) -> None:
-    assert read(save('{"label": "None", "text": "x"}\n{"label": "null", "text": "y"}', "rows.jsonl"))[0] == (
-        "None",
-        "x",
-    )
+    rows = save('{"label": "None", "text": "x"}\n{"label": "null", "text": "y"}', "rows.jsonl")
+    assert read(rows) == [("None", "x"), ("null", "y")]
     assert read(save("None\tx\nNA\ty\nNone\tz\n"))[:2] == [("None", "x"), ("NA", "y")]
 
 
@@ -270,7 +267,7 @@ class TestTexts:
             (
                 "new.jsonl",
                 '{"text": "a"}\n{"txt": "b"}',
-                "line 2: no object with 'text'; name the key with --data.text",
+                "line 2: no object with 'text'; name the key",
             ),
             ("new.jsonl", "", "is empty"),
             ("new.txt", "", "is empty"),

@@ -207,6 +207,27 @@ class TestPrediction:
         tokens = data._fitted()[1].encode(["one\ntwo"])
         assert data.target_texts(tokens) == ["one two"]
 
+    def test_as_many_lines_come_back_as_went_in(self, fitted, tmp_path):
+        """Signs that end a line for others than our reader come through a byte-pair encoding like any other."""
+        lines = ["a\rman", "two\x0bdogs", "we\x0csing", "a\x85b", "c\u2028d", "e\r"]
+        (tmp_path / "in.txt").write_bytes("".join(f"{line}\r\n" for line in lines).encode())
+        data = self.predicting(fitted, str(tmp_path / "in.txt"))
+        data.write_predictions(tmp_path / "out.txt", self.copying(data))
+        written = (tmp_path / "out.txt").read_bytes().decode()
+        assert written.splitlines() == ["a man", "two dogs", "we sing", "a b", "c d", "e"]
+        assert written.count("\n") == 6
+
+    @pytest.mark.parametrize(
+        ("options", "language"),
+        [
+            ({"source": "a.en", "target": "a.zh.gz"}, "zh"), ({"source": "a.en", "target": "a.txt"}, None),
+            ({"source": "a.en", "target": "a.zh", "target_language": "ja"}, "ja"), ({"name": "dates"}, "de"),
+            ({"name": "multi30k", "target": "fr"}, "fr"), ({"predict_path": "-"}, None),
+        ],
+    )  # fmt: skip
+    def test_the_language_of_translations(self, options, language):
+        assert TranslationData(**options).target_language == language
+
     def test_all_lines_have_to_be_there(self, fitted, tmp_path):
         data = self.predicting(fitted, write(tmp_path / "in.txt", EN))
         with pytest.raises(ValueError, match="predictions must be one for each of 6 lines, got 5"):
