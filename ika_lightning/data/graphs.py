@@ -13,7 +13,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
-from torch_geometric.datasets import KarateClub
 from torch_geometric.utils import to_undirected
 
 from ika_lightning.data.cells import format_of
@@ -21,55 +20,12 @@ from ika_lightning.data.messages import closest, quoted, say
 from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat, is_number, parse_numbers
 from ika_lightning.data.table import read_rows, read_table, require_column
 
-__all__ = ["check_graph", "digits", "karate", "load_graph", "read_graph"]
+__all__ = ["check_graph", "load_graph", "read_graph"]
 
 SPLITS = ("train", "val", "test")
 
 # What is read of a saved graph.
 _ATTRIBUTES = ("x", "edge_index", "edge_attr", "y", "num_nodes", *(f"{part}_mask" for part in SPLITS))
-
-
-def karate() -> Data:
-    """Zachary's karate club as PyG has it: 34 members, 4 communities, a member known of each.
-
-    Example:
-        >>> karate()
-        Data(x=[34, 34], edge_index=[2, 156], y=[34], train_mask=[34])
-    """
-    return KarateClub()[0]
-
-
-def digits(neighbours: int = 10) -> Data:
-    """Scikit-learn's handwritten digits, each joined to those most like it.
-
-    The distance of two digits is that of their 64 pixels. They are whole numbers, so neighbours are the same on
-    every computer; of equally near ones, the first count. A digit is joined to another if either is a neighbour of the
-    other.
-
-    Args:
-        neighbours: Number of neighbours of a digit.
-
-    Returns:
-        1,797 nodes with features in [0, 1] and labels 0 to 9.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError("the digits come with scikit-learn: pip install 'ika-lightning[demo]'") from None
-    pixels, label = load_digits(return_X_y=True)
-    squares = np.square(pixels).sum(1)
-    distance = squares[:, None] + squares - 2 * pixels @ pixels.T
-    np.fill_diagonal(distance, np.inf)
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, :neighbours]
-    edges = np.stack([nearest.ravel(), np.repeat(np.arange(len(pixels)), neighbours)])
-    return Data(
-        x=torch.from_numpy(pixels / 16).float(),
-        edge_index=to_undirected(torch.from_numpy(edges), num_nodes=len(pixels)),
-        y=torch.from_numpy(label),
-    )
 
 
 def load_graph(path: str) -> Data:

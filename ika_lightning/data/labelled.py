@@ -5,13 +5,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ika_lightning.data.cells import Cells, format_of, read_cells, read_text
 from ika_lightning.data.files import read_lines
 from ika_lightning.data.messages import closest, quote, quoted
 
-__all__ = ["Column", "Labelled", "draw", "read_labelled", "read_texts", "spread"]
+__all__ = ["Column", "Labelled", "read_labelled", "read_texts"]
 
 Column = str | int
 """A column by its name in the header, or by its position, from 1, in a file without one."""
@@ -374,52 +372,3 @@ def _whole(text: str, name: str, path: str, number: int) -> str:
             "take it out"
         )
     return text
-
-
-# --- Dealing out ------------------------------------------------------------------------------------------------------
-
-
-def spread(labels: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Put rows in order of their class, at random within it: of every k-th, each class gets its share.
-
-    Args:
-        labels: The class of every row there is, (r,).
-        rows: The rows to put in order, (k,).
-        rng: What draws.
-
-    Returns:
-        The rows, without those that are alone in their class.
-
-    Example:
-        >>> labels = np.array([0, 1, 0, 1, 2, 0, 1, 0])
-        >>> rows = spread(labels, np.arange(8), np.random.default_rng(0))
-        >>> labels[rows].tolist()
-        [0, 0, 0, 0, 1, 1, 1]
-    """
-    count = Counter(labels[rows].tolist())
-    rows = rows[[count[label] > 1 for label in labels[rows].tolist()]]
-    return rows[np.lexsort([rng.random(len(rows)), labels[rows]])]
-
-
-def draw(labels: np.ndarray, rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw rows at random, of each class its share; never one that is alone in its class.
-
-    Args:
-        labels: The class of every row there is, (r,).
-        rows: The rows to draw from, (k,).
-        size: How many to draw, at most k.
-        rng: What draws.
-
-    Returns:
-        The rows drawn, in ascending order; fewer than ``size`` if all others are alone in their class.
-
-    Example:
-        >>> labels = np.array([0, 1, 0, 1, 2, 0, 1, 0, 1])
-        >>> rows = draw(labels, np.arange(9), 4, np.random.default_rng(0))
-        >>> sorted(labels[rows].tolist())
-        [0, 0, 1, 1]
-    """
-    ordered = spread(labels, rows, rng)
-    size = min(size, len(ordered))
-    places = (np.arange(size) + rng.random()) * len(ordered) / max(size, 1)
-    return np.sort(ordered[places.astype(np.int64)])

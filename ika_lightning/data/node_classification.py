@@ -11,25 +11,21 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
+from ika_lightning.data import splits
 from ika_lightning.data.cells import pack
+from ika_lightning.data.datasets import GraphSet, find_dataset, no_data
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.graphs import SPLITS, check_graph, digits, karate, load_graph, read_graph
+from ika_lightning.data.graphs import SPLITS, check_graph, load_graph, read_graph
 from ika_lightning.data.loader import Loader, processes
-from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.messages import quoted
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.numbers import NumberFormat
-from ika_lightning.data.planetoid import PLANETOID, read_planetoid
 from ika_lightning.data.regression import RowSampler
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
 Scaling = Literal["rows", "standard", "none"]
-
-NAMES = ("karate", "digits", *PLANETOID)
-
-# Nodes a class for training, then nodes for validation and for testing, of a random split.
-_SIZES = {"karate": (1, 10, 20), "digits": (5, 300, 1447), **dict.fromkeys(PLANETOID, (20, 500, 1000))}
 
 
 class NodeBatch(NamedTuple):
@@ -152,13 +148,17 @@ class NodeClassificationData(LightningDataModule):
         self.batch_size = batch_size
         self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
         self.predict_path, self.predict_edges_path = predict_path, predict_edges_path
-        per_class, val, test = _SIZES.get(name or "", (20, None, None))
-        self.train_per_class = per_class if train_per_class is None else train_per_class
-        self.num_val, self.num_test = val if num_val is None else num_val, test if num_test is None else num_test
+        self.dataset = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
+        named = self.dataset
+        if train_per_class is None:
+            train_per_class = 20 if named is None else named.train_per_class
+        self.train_per_class = train_per_class
+        self.num_val = num_val if num_val is not None or named is None else named.num_val
+        self.num_test = num_test if num_test is not None or named is None else named.num_test
         self._check_arguments()
         if scaling is None:
-            scaling = "rows" if name in PLANETOID else "standard" if edges_path is not None else "none"
-        self.scaling = scaling
+            scaling = named.scaling if named is not None else "standard" if edges_path is not None else "none"
+        self.scaling: Scaling = scaling
         self._graph: Data | None = None  # as read, with a mask for each split
         self._new_graph: Data | None = None
         self._node_names: list[str] = []  # of the graph that was read last
@@ -168,8 +168,8 @@ class NodeClassificationData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download a benchmark, once per machine."""
-        if self.name in PLANETOID and self.predict_path is None:
-            read_planetoid(self.name, self.root)
+        if self.dataset is not None and self.predict_path is None:
+            self.dataset.fetch_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the graph; learn the scaling if there is none yet.
@@ -326,15 +326,8 @@ class NodeClassificationData(LightningDataModule):
     def _check_arguments(self) -> None:
         if self.name is not None and self.path is not None:
             raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in NAMES:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, NAMES)}: there are {quoted(NAMES)}; give "
-                "a graph of your own with --data.path FILE"
-            )
         if not (self.name or self.path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(NAMES)}, or a graph of your own with --data.path FILE"
-            )
+            raise no_data(GraphSet, "--data.path FILE")
         for argument, file, edges in (
             ("path", self.path, self.edges_path),
             ("predict_path", self.predict_path, self.predict_edges_path),
@@ -373,12 +366,8 @@ class NodeClassificationData(LightningDataModule):
     def _read(self) -> Data:
         if self._graph is not None:
             return self._graph
-        if self.name == "karate":
-            graph, classes, features = karate(), None, None
-        elif self.name == "digits":
-            graph, classes, features = digits(), None, None
-        elif self.name is not None:
-            graph, classes, features = read_planetoid(self.name, self.root), None, None
+        if self.dataset is not None:
+            graph, classes, features = self.dataset.graph(self.root), None, None
         elif self.path is not None:
             graph, classes, features = self._load(self.path, self.edges_path)
         else:
@@ -424,7 +413,7 @@ class NodeClassificationData(LightningDataModule):
 
     def _split(self, graph: Data) -> None:
         has_split = isinstance(graph.get("train_mask"), Tensor)
-        split = self.split or ("public" if has_split and self.name != "karate" else "random")
+        split = self.split or ("random" if not has_split or (self.dataset and self.dataset.draws) else "public")
         if split != "random" and not has_split:
             raise ValueError(f"{self._source} does not say how to split it; leave out --data.split {split}")
         if split == "random":
@@ -436,14 +425,12 @@ class NodeClassificationData(LightningDataModule):
             graph.train_mask = ~(graph.val_mask | graph.test_mask) & (graph.y >= 0)
 
     def _split_at_random(self, graph: Data) -> None:
-        labelled = graph.y >= 0
-        drawn = torch.from_numpy(np.random.default_rng(self.seed).permutation(graph.num_nodes))
-        if self.name == "karate":  # the first member of each community
-            drawn = torch.cat([torch.where(graph.train_mask)[0], drawn[~graph.train_mask[drawn]]])
-        drawn = drawn[labelled[drawn]]
-        label = graph.y[drawn]
-        train = torch.cat([drawn[:0], *(drawn[label == number][: self.train_per_class] for number in label.unique())])
-        rest = drawn[~torch.isin(drawn, train)]
+        y = graph.y.numpy()
+        labelled = np.flatnonzero(y >= 0)
+        # a data set that is drawn anew may have an example of each class
+        named = np.flatnonzero(graph.train_mask) if self.dataset is not None and self.dataset.draws else None
+        train = splits.per_class(y, labelled, self.train_per_class, self.seed, first=named)
+        rest = np.setdiff1d(labelled, train)
         val = len(rest) // 3 if self.num_val is None else self.num_val
         test = max(0, len(rest) - val) if self.num_test is None else self.num_test
         if val + test > len(rest):
@@ -451,8 +438,10 @@ class NodeClassificationData(LightningDataModule):
                 f"{self._source} has {len(rest)} labelled nodes besides those for training, too few for {val} in "
                 f"validation and {test} in testing; lower --data.num_val or --data.num_test"
             )
-        for part, chosen in zip(SPLITS, (train, rest[:val], rest[val : val + test]), strict=True):
-            graph[f"{part}_mask"] = torch.isin(torch.arange(graph.num_nodes), chosen)
+        for_test = splits.draw(rest, test, self.seed)
+        for_val = splits.draw(np.setdiff1d(rest, for_test), val, self.seed)
+        for part, chosen in zip(SPLITS, (train, for_val, for_test), strict=True):
+            graph[f"{part}_mask"] = torch.isin(torch.arange(graph.num_nodes), torch.from_numpy(chosen))
 
     def _check_classes(self, graph: Data) -> None:
         trained = graph.y[graph.train_mask & (graph.y >= 0)].unique()

@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +11,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
+from ika_lightning.data import splits
 from ika_lightning.data.cells import pack
+from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset, no_data
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import Loader, processes, shares
-from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.messages import quoted
 from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat
 from ika_lightning.data.table import read_table, require_column
 
@@ -34,15 +33,15 @@ class RegressionData(LightningDataModule):
     testing on ``test_path`` and predicting need no training table.
 
     Args:
-        name: A known data set: ``co2`` and ``airline_passengers`` ship with the package; ``boston``, ``concrete`` and
-            ``parkinsons`` are looked for under ``root`` and else downloaded. It has defaults for ``target``, ``drop``
-            and ``group``.
+        name: A known data set: ``co2`` and ``airline_passengers`` ship with the package; others, such as ``boston``,
+            ``energy`` or ``yacht``, are looked for under ``root`` and else downloaded. It has defaults for ``target``,
+            ``drop`` and ``group``. ``python -m ika_lightning datasets`` lists all.
         path: An own ``.csv``, ``.tsv`` (``.gz`` too) or ``.parquet`` with a header, instead of ``name``.
         target: The column to predict, a number. Required with ``path``.
         drop: Columns that are no features.
         group: A column whose equal rows (a person's visits, say) stay in one split. It is no feature.
         split: ``"random"``, or ``"ordered"``: first rows for training, then validation, last ones for testing.
-        published_split: Test rows of one of the 20 published splits (0 to 19) of ``boston`` and ``concrete``, instead
+        published_split: Test rows of one of the 20 published splits (0 to 19) of the UCI sets, instead
             of ``test_fraction``. Validation rows are drawn from the others.
         val_fraction: Share of the rows (of the groups; with ``published_split``, of the rows not for testing) for
             validation, at least one. 0 for none.
@@ -118,12 +117,14 @@ class RegressionData(LightningDataModule):
         self.separator, self.missing_values = separator, missing_values
         self.written = NumberFormat(decimal, thousands)
         self.batch_size, self.max_context, self.seed = batch_size, max_context, seed
+        self.dataset = None
+        if name is not None:
+            self.dataset = find_dataset(name, TableSet, "--data.path FILE --data.target COLUMN")
         self._check_arguments(target)
 
-        benchmark = BENCHMARKS.get(name or "")
-        self.target = target or (benchmark.target if benchmark else None)
-        self.drop = drop if drop is not None else list(benchmark.drop if benchmark else ())
-        self.group = group or (benchmark.group if benchmark else None)
+        self.target = target or (self.dataset.target if self.dataset else None)
+        self.drop = drop if drop is not None else list(self.dataset.drop if self.dataset else ())
+        self.group = group or (self.dataset.group if self.dataset else None)
 
         self._encoder: TableEncoder | None = None
         self._table: pd.DataFrame | None = None
@@ -168,7 +169,7 @@ class RegressionData(LightningDataModule):
         rows = self._part("train")
         rank, world = processes(self)
         sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world)
-        return Loader(sampler, partial(_take, rows))
+        return Loader(sampler, rows.take)
 
     def val_dataloader(self) -> Loader[RowBatch] | list[Loader[RowBatch]]:
         """Validation rows in the order of the file; no loader if ``val_fraction`` is 0, and Lightning warns of that."""
@@ -305,18 +306,10 @@ class RegressionData(LightningDataModule):
     def _check_arguments(self, target: str | None) -> None:
         if self.name is not None and self.path is not None:
             raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in BENCHMARKS:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, BENCHMARKS)}: there are "
-                f"{quoted(list(BENCHMARKS))}; give a file of your own with --data.path FILE --data.target COLUMN"
-            )
         if self.path is not None and target is None:
             raise ValueError(f"path={self.path!r} needs a target; give the column to predict with --data.target")
         if not (self.name or self.path or self.test_path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(BENCHMARKS))}, or a file of your own with --data.path "
-                "FILE --data.target COLUMN"
-            )
+            raise no_data(TableSet, "--data.path FILE --data.target COLUMN")
         for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
             if not 0 <= fraction < 1:
                 raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
@@ -345,17 +338,17 @@ class RegressionData(LightningDataModule):
     def _check_published_split(self) -> None:
         if self.published_split is None:
             return
-        having = [name for name, benchmark in BENCHMARKS.items() if benchmark.published_splits]
+        having = [name for name, found in DATASETS.items() if isinstance(found, TableSet) and found.published_splits]
         if self.name not in having:
-            raise ValueError(f"published_split is for {quoted(having)} only, got name={self.name!r}; leave it out")
+            raise ValueError(f"published_split is for {quoted(having, 30)} only, got name={self.name!r}; leave it out")
         if not 0 <= self.published_split < 20:
             raise ValueError(f"published_split must be 0 to 19, got {self.published_split}")
         if self.split != "random" or self.hparams["group"] or self.test_path:
             raise ValueError("published_split says which rows are for testing; leave out split, group and test_path")
 
-    def _source(self) -> str | Traversable:
-        if self.name is not None:
-            return BENCHMARKS[self.name].file(self.name, self.root)
+    def _source(self) -> str:
+        if self.dataset is not None:
+            return str(self.dataset.file("table", self.root))
         if self.path is None:
             raise ValueError(
                 "there is no table to split; give --data.name, or --data.path FILE --data.target COLUMN "
@@ -388,22 +381,21 @@ class RegressionData(LightningDataModule):
 
     def _split_rows(self, table: pd.DataFrame, source: str) -> dict[str, np.ndarray]:
         if self.published_split is not None:
-            assert self.name is not None
-            test = published_test_rows(self.name, self.published_split, self.root)
+            assert self.dataset is not None
+            test = self.dataset.test_rows(self.published_split, self.root)
             if test.size == 0 or test.max() >= len(table):
                 raise ValueError(
                     f"{source} has {len(table)} rows, but published split {self.published_split} names row "
                     f"{test.max(initial=-1) + 1}; is it the original table?"
                 )
             others = np.setdiff1d(np.arange(len(table)), test)
-            val_size = _share(self.val_fraction, others.size)
-            drawn = np.random.default_rng([self.seed, self.published_split]).permutation(others)
-            return {"train": np.sort(drawn[val_size:]), "val": np.sort(drawn[:val_size]), "test": np.sort(test)}
+            val = splits.draw(others, splits.share_of(self.val_fraction, others.size), self.seed)
+            return {"train": np.setdiff1d(others, val), "val": val, "test": np.sort(test)}
 
         units, what = self._units(table)
         count = int(units.max()) + 1
-        test_size = 0 if self.test_path else _share(self.test_fraction, count)
-        val_size = _share(self.val_fraction, count)
+        test_size = 0 if self.test_path else splits.share_of(self.test_fraction, count)
+        val_size = splits.share_of(self.val_fraction, count)
         train_size = count - val_size - test_size
         least = 1 if self.group else 2  # one row alone has no spread to scale by
         if train_size < least:
@@ -411,14 +403,7 @@ class RegressionData(LightningDataModule):
                 f"{self._table_name} has {count} {what}, too few for {val_size} in validation, {test_size} in testing "
                 f"and at least {least} in training; give more, or lower --data.val_fraction or --data.test_fraction"
             )
-        order = np.arange(count)
-        if self.split == "random":
-            order = np.random.default_rng(self.seed).permutation(count)
-        train, val, test = np.split(order, [train_size, train_size + val_size])
-        return {
-            part: np.flatnonzero(np.isin(units, chosen))
-            for part, chosen in (("train", train), ("val", val), ("test", test))
-        }
+        return splits.deal(units, val_size, test_size, ordered=self.split == "ordered", seed=self.seed)
 
     def _units(self, table: pd.DataFrame) -> tuple[np.ndarray, str]:
         """What is split: for each row the number of its group, in order of appearance, or its own. (r,)."""
@@ -452,13 +437,13 @@ class RegressionData(LightningDataModule):
                 f"{self._table_name}: missing={self._fitted().missing!r} dropped all {self._splits[part].size} rows of "
                 f"the {part} split; try --data.missing mean, or another --data.seed"
             )
-        return _take(self._rows, index)
+        return self._rows.take(index)
 
     def _in_order(self, rows: RowBatch) -> Loader[RowBatch]:
         rank, world = processes(self)
         size = self.max_context * world
         joint = [np.arange(start, min(start + size, len(rows.row))) for start in range(0, len(rows.row), size)]
-        return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), partial(_take, rows))
+        return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), rows.take)
 
     def _predict_rows(self) -> RowBatch:
         if self._predict_table is None:
@@ -518,12 +503,3 @@ class RowSampler:
         sets = torch.from_numpy(np.random.default_rng(seed).permutation(self.count)).split(self.batch_size)
         # A few left-over rows would make a step as long as the others from a far poorer context.
         return sets[:-1] if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2 else sets
-
-
-def _take(rows: RowBatch, index: Tensor) -> RowBatch:
-    return RowBatch(*(tensor[index] for tensor in rows))
-
-
-def _share(fraction: float, count: int) -> int:
-    """At least one, unless the fraction is 0."""
-    return max(1, round(fraction * count)) if fraction else 0

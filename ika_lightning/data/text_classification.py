@@ -13,19 +13,18 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from ika_lightning.data import splits
 from ika_lightning.data.cells import pack
+from ika_lightning.data.datasets import TextSet, find_dataset, no_data
 from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, read_texts, spread
+from ika_lightning.data.labelled import Column, Labelled, read_labelled, read_texts
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.messages import closest, quoted, say
+from ika_lightning.data.messages import quoted, say
 from ika_lightning.data.numbers import MISSING
-from ika_lightning.data.sentences import SENTENCES
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
 
 __all__ = ["TextBatch", "TextClassificationData"]
-
-_PARTS = ("train", "val", "test")
 
 
 class TextBatch(NamedTuple):
@@ -58,8 +57,9 @@ class TextClassificationData(LightningDataModule):
     at ``max_length``, and texts without any token, which are read as one unknown token.
 
     Args:
-        name: A known data set: ``languages`` (which of 24 languages is this?) ships with the package; ``trec``,
-            ``trec_fine``, ``sst2``, ``mr`` and ``subj`` are looked for under ``root`` and else downloaded.
+        name: A known data set: ``languages`` (which of 24 languages is this?) ships with the package; others, such as
+            ``trec``, ``sst2`` or ``mr``, are looked for under ``root`` and else downloaded. ``python -m ika_lightning
+            datasets`` lists all.
         path: An own ``.tsv``, ``.csv`` or ``.jsonl`` (``.gz`` too), instead of ``name``.
         label: The column of labels in own files: its name, or its position, from 1, if there is no header. By default
             one with a usual name, such as ``label`` or ``class``, or the first of a file without a header.
@@ -149,8 +149,7 @@ class TextClassificationData(LightningDataModule):
         """Download a benchmark, once per machine."""
         # With own texts to test or predict, a checkpoint is enough, and the benchmark may be out of reach.
         if self.name is not None and self.test_path is None and self.predict_path is None:
-            for part in _PARTS:
-                SENTENCES[self.name].read(part, self.root)
+            self._named.fetch_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; split, and learn the vocabulary if there is none yet.
@@ -296,15 +295,10 @@ class TextClassificationData(LightningDataModule):
     def _check_arguments(self) -> None:
         if self.name is not None and self.path is not None:
             raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in SENTENCES:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, SENTENCES)}: there are "
-                f"{quoted(list(SENTENCES))}; give a file of your own with --data.path FILE"
-            )
+        if self.name is not None:
+            assert self._named
         if not (self.name or self.path or self.test_path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(SENTENCES))}, or a file of your own with --data.path"
-            )
+            raise no_data(TextSet, "--data.path FILE")
         for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
             if not 0 <= fraction < 1:
                 raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
@@ -325,10 +319,14 @@ class TextClassificationData(LightningDataModule):
         if self.fold is not None:
             if not 0 <= self.fold < self.folds:
                 raise ValueError(f"fold must be 0 to {self.folds - 1}, one of folds={self.folds}, got {self.fold}")
-            if self.test_path or (self.name and SENTENCES[self.name].test):
+            if self.test_path or (self.name and "test" in self._named.files):
                 raise ValueError(
                     "fold says which rows are for testing, but there is a test file; leave out one of them"
                 )
+
+    @property
+    def _named(self) -> TextSet:
+        return find_dataset(self.name or "", TextSet, "--data.path FILE")
 
     def _setup_parts(self) -> None:
         """Read, split and check all labelled texts."""
@@ -348,7 +346,7 @@ class TextClassificationData(LightningDataModule):
     def _read_parts(self) -> dict[str, Labelled]:
         parts: dict[str, Labelled | None]
         if self.name is not None:
-            parts = {part: SENTENCES[self.name].read(part, self.root) for part in _PARTS}
+            parts = {part: self._named.read(part, self.root) for part in splits.PARTS}
         elif self.path is not None:
             parts = {"train": self._read_own(self.path), "val": None, "test": None}
         else:
@@ -366,15 +364,15 @@ class TextClassificationData(LightningDataModule):
         if len(classes) < 2:
             raise ValueError(f"{whole.source} has one class only, {classes[0]!r}; a classifier needs two or more")
         labels = np.array([classes.index(label) for label in whole.labels])
-        rows, rng = np.arange(len(labels)), np.random.default_rng(self.seed)
+        rows = np.arange(len(labels))
         held_out: dict[str, np.ndarray] = {}
         if self.fold is not None:
-            held_out["test"] = np.sort(spread(labels, rows, rng)[self.fold :: self.folds])
+            held_out["test"] = splits.fold_of(labels, self.fold, self.folds, self.seed)
         elif parts["test"] is None and self.test_fraction:
-            held_out["test"] = draw(labels, rows, _share(self.test_fraction, len(rows)), rng)
+            held_out["test"] = splits.hold_out(labels, rows, splits.share_of(self.test_fraction, len(rows)), self.seed)
         rows = np.setdiff1d(rows, held_out.get("test", []))
         if parts["val"] is None and self.val_fraction:
-            held_out["val"] = draw(labels, rows, _share(self.val_fraction, len(labels)), rng)
+            held_out["val"] = splits.hold_out(labels, rows, splits.share_of(self.val_fraction, len(labels)), self.seed)
         rows = np.setdiff1d(rows, held_out.get("val", []))
         if not all(map(len, held_out.values())):
             raise ValueError(
@@ -475,7 +473,3 @@ def _take(texts: _Texts, index: Tensor) -> TextBatch:
 def _in_order(labels: set[str]) -> list[str]:
     """Sort labels: by value if they are all whole numbers, else as text."""
     return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
-
-
-def _share(fraction: float, count: int) -> int:
-    return max(1, round(fraction * count))

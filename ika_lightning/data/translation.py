@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
+from ika_lightning.data import splits
+from ika_lightning.data.datasets import ParallelSet, find_dataset, no_data
 from ika_lightning.data.files import check_output, read_lines, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.messages import closest, quoted
+from ika_lightning.data.messages import quoted, say
+from ika_lightning.data.parallel import Pairs, pair_up
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
 
 __all__ = ["TranslationBatch", "TranslationData"]
@@ -139,7 +140,7 @@ class TranslationData(LightningDataModule):
     def prepare_data(self) -> None:
         """Download a corpus, once per machine."""
         if self.name is not None and self.predict_path is None and self.files["test"][0] is None:
-            for split in ("train", "val", "test"):
+            for split in splits.PARTS:
                 self._read(split)
 
     def setup(self, stage: str | None = None) -> None:
@@ -268,7 +269,7 @@ class TranslationData(LightningDataModule):
     @property
     def compares_in_lowercase(self) -> bool:
         """Whether the figure that is published for the data is of lower-cased, tokenised text."""
-        return self.name is not None and CORPORA[self.name].published_in_lowercase
+        return self.name is not None and self._named.published_in_lowercase
 
     def token_names(self, tokens: Tensor, target: bool = False) -> list[list[str]]:
         """Return each token of sentences, or of their translations, as a person would read it, without padding.
@@ -320,10 +321,7 @@ class TranslationData(LightningDataModule):
                 "files with --data.source FILE --data.target FILE, or a known corpus with --data.name"
             )
         elif not (self.source or self.files["test"][0] or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(CORPORA))}, or two parallel files of your own with "
-                "--data.source FILE --data.target FILE"
-            )
+            raise no_data(ParallelSet, "--data.source FILE --data.target FILE")
         for split, (source, target) in self.files.items():
             if (source is None) != (target is None):
                 raise ValueError(
@@ -343,13 +341,12 @@ class TranslationData(LightningDataModule):
             if not number >= least:
                 raise ValueError(f"{argument} must be at least {least}, got {number}")
 
+    @property
+    def _named(self) -> ParallelSet:
+        return find_dataset(self.name or "", ParallelSet, "--data.source FILE --data.target FILE")
+
     def _check_languages(self, name: str) -> None:
-        if name not in CORPORA:
-            raise ValueError(
-                f"name={name!r} is no known corpus{closest(name, CORPORA)}: there are {quoted(list(CORPORA))}; give "
-                "files of your own with --data.source FILE --data.target FILE"
-            )
-        languages = CORPORA[name].languages
+        languages = self._named.languages
         self.source = self.source or next(language for language in languages if language != self.target)
         self.target = self.target or next(language for language in languages if language != self.source)
         for side, language in (("source", self.source), ("target", self.target)):
@@ -364,7 +361,7 @@ class TranslationData(LightningDataModule):
             pairs = pair_up(own_source, own_target)
         elif self.name is not None:
             assert self.source is not None and self.target is not None
-            pairs = CORPORA[self.name].pairs(split, self.source, self.target, self.root)
+            pairs = self._named.pairs(split, self.source, self.target, self.root)
         elif split == "train" and self.source is not None and self.target is not None:
             pairs = pair_up(self.source, self.target)
         else:
@@ -374,7 +371,7 @@ class TranslationData(LightningDataModule):
                 else "there is nothing to learn from; give --data.name, or --data.source FILE --data.target FILE"
             )
         if pairs.empty:
-            _report(f"{split} pairs left out because a side is blank: {pairs.empty}")
+            say(f"{split} pairs left out because a side is blank: {pairs.empty}")
         return pairs
 
     def _setup_fit(self, stage: str | None) -> None:
@@ -385,12 +382,12 @@ class TranslationData(LightningDataModule):
             self._pairs["val"] = self._read("val")
             return
         pairs = self._pairs["train"]
-        count = max(1, round(self.val_fraction * len(pairs.source)))
+        count = splits.share_of(self.val_fraction, len(pairs.source))
         if count == len(pairs.source):
             raise ValueError(f"{self.source} has a single pair with text: too few to hold one out; give more")
-        order = np.random.default_rng(self.seed).permutation(len(pairs.source))
-        for split, chosen in (("val", order[:count]), ("train", order[count:])):
-            rows = np.sort(chosen).tolist()
+        parts = splits.deal(np.arange(len(pairs.source)), count, 0, ordered=False, seed=self.seed)
+        for split in ("train", "val"):
+            rows = parts[split].tolist()
             self._pairs[split] = Pairs([pairs.source[i] for i in rows], [pairs.target[i] for i in rows])
 
     def _learn(self, pairs: Pairs) -> tuple[Tokenizer, Tokenizer]:
@@ -424,7 +421,7 @@ class TranslationData(LightningDataModule):
         kept = np.flatnonzero(~long & ~uneven)
         self.left_out = {"long": int(long.sum()), "uneven": int(uneven.sum())}
         if len(kept) < len(lengths):
-            _report(
+            say(
                 f"training pairs: {len(kept)} of {len(lengths)}; left out: {long.sum()} with more than "
                 f"{self.max_length} tokens, {uneven.sum()} with over {self.max_ratio:g} times as many as the other side"
             )
@@ -460,8 +457,3 @@ class TranslationData(LightningDataModule):
 
 def _pad_sides(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     return pad([source for source, _ in pairs]), pad([target for _, target in pairs])
-
-
-@rank_zero_only
-def _report(message: str) -> None:
-    print(message)

@@ -1,10 +1,9 @@
 import gzip
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from ika_lightning.data.labelled import draw, read_labelled, read_texts, spread
+from ika_lightning.data.labelled import read_labelled, read_texts
 
 
 @pytest.fixture
@@ -102,36 +101,6 @@ def test_no_file(tmp_path) -> None:
         read_labelled(str(tmp_path / "none.tsv"))
     with pytest.raises(ValueError, match="is a folder"):
         read_labelled(str(tmp_path))
-
-
-class TestDealing:
-    labels = np.random.default_rng(0).choice(5, 337, p=[0.5, 0.3, 0.1, 0.09, 0.01])
-
-    def test_each_class_gets_its_share(self):
-        rows = draw(self.labels, np.arange(337), 67, np.random.default_rng(1))
-        assert len(set(rows.tolist())) == 67
-        for label in range(5):
-            assert abs((self.labels[rows] == label).sum() - (self.labels == label).sum() * 67 / 337) < 1
-
-    def test_folds_part_the_rows_and_each_class(self):
-        ordered = spread(self.labels, np.arange(337), np.random.default_rng(1))
-        folds = [ordered[fold::7] for fold in range(7)]
-        assert sorted(np.concatenate(folds).tolist()) == list(range(337))
-        for label in range(5):
-            counts = [(self.labels[fold] == label).sum() for fold in folds]
-            assert max(counts) - min(counts) <= 1
-
-    def test_the_only_row_of_a_class_is_never_drawn(self):
-        labels = np.array([0, 0, 0, 1])
-        for seed in range(20):
-            assert 3 not in draw(labels, np.arange(4), 3, np.random.default_rng(seed))
-        assert draw(labels, np.array([0, 3]), 1, np.random.default_rng(0)).tolist() == []
-
-    def test_the_draw_is_random_and_repeats(self):
-        first, again, other = (
-            draw(self.labels, np.arange(337), 9, np.random.default_rng(s)).tolist() for s in (0, 0, 1)
-        )
-        assert first == again != other
 
 
 # the first line, where it should be a header, and the columns of labels and texts

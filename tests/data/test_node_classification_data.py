@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch_geometric.data import Data, HeteroData
 
 from ika_lightning.data import NodeClassificationData
-from ika_lightning.data.graphs import digits
+from ika_lightning.data.datasets.digits import read_digits
 
 NODES = 23
 
@@ -92,7 +92,7 @@ class TestNamed:
         assert parts(fitted(name="digits")) == parts(data) != parts(fitted(name="digits", seed=1))
 
     def test_digits_are_joined_to_the_nearest(self):
-        graph = digits(3)
+        graph = read_digits({}, 3)
         distance = torch.cdist(graph.x.double(), graph.x.double()).fill_diagonal_(torch.inf)
         assert graph.is_undirected() and not graph.has_self_loops()
         for node in range(0, 1797, 101):
@@ -309,7 +309,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({}, r"no data: give --data.name, one of 'karate'.*--data.path"),
+            ({}, r"no data: give --data.name, one of 'digits', 'karate'.*--data.path"),
             ({"name": "coora"}, r"no known data set \(did you mean 'cora'\?\)"),
             ({"name": "cora", "path": "a.pt"}, "name or path, not both"),
             ({"path": "a.csv"}, "path='a.csv' needs its edges as well"),

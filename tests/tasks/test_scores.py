@@ -6,7 +6,7 @@ import sacrebleu
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 
-from ika_lightning.data.corpora import EmbeddedDates
+from ika_lightning.data.datasets import DATASETS
 from ika_lightning.tasks.scores import CorpusScore, make_bleu
 
 SCORES = {BLEU: sacrebleu.corpus_bleu, CHRF: sacrebleu.corpus_chrf}
@@ -15,7 +15,7 @@ SCORES = {BLEU: sacrebleu.corpus_bleu, CHRF: sacrebleu.corpus_chrf}
 @pytest.fixture
 def outputs() -> tuple[list[str], list[str]]:
     """References, and the same with words changed, moved and left out."""
-    references, rng = EmbeddedDates().pairs("test", "en", "de").target, random.Random(0)
+    references, rng = DATASETS["dates"].pairs("test", "en", "de").target, random.Random(0)
     changed = []
     for reference in references:
         words = reference.split()
