@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ika_lightning.data.files import decode
 from ika_lightning.data.messages import quoted, say
 
-__all__ = ["Cells", "check_format", "format_of", "pack", "read_cells", "read_text"]
+__all__ = ["Cells", "check_format", "compress", "format_of", "pack", "read_cells", "read_text"]
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -195,7 +195,7 @@ def pack(columns: Mapping[str, Sequence[Any]], path: str | Path) -> bytes:
     rows = zip(*columns.values(), strict=True)
     if kind == ".jsonl":
         lines = (json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows)
-        return _zipped("".join(f"{line}\n" for line in lines), path)
+        return compress("".join(f"{line}\n" for line in lines), path)
     table = [[*columns], *([str(cell) for cell in row] for row in rows)]
     separator, special = ("\t", '\t"\r\n') if kind == ".tsv" else (",", ',"\r\n')
 
@@ -213,9 +213,15 @@ def pack(columns: Mapping[str, Sequence[Any]], path: str | Path) -> bytes:
         return '"' + cell.replace('"', '""') + '"' if in_quotes else cell
 
     lines = (separator.join(map(written, *pair)) for pair in zip(table, quotes, strict=True))
-    return _zipped("".join(f"{line}\n" for line in lines), path)
+    return compress("".join(f"{line}\n" for line in lines), path)
 
 
-def _zipped(text: str, path: str | Path) -> bytes:
+def compress(text: str, path: str | Path) -> bytes:
+    """The content of a text file, UTF-8, compressed if its name ends in ``.gz``.
+
+    Args:
+        text: The text.
+        path: The file.
+    """
     content = text.encode()
     return gzip.compress(content, mtime=0) if str(path).lower().endswith(".gz") else content

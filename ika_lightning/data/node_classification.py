@@ -1,27 +1,24 @@
 """Data of the node classification task: a graph, some of whose nodes have a known class."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
 from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.cells import pack
-from ika_lightning.data.datasets import GraphSet, find_dataset, no_data
-from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.checks import check_choices, check_least, check_source
+from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, check_graph, load_graph, read_graph
-from ika_lightning.data.loader import Loader, processes
-from ika_lightning.data.messages import quoted
+from ika_lightning.data.loader import Loader, RowSampler, processes
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.numbers import NumberFormat
-from ika_lightning.data.regression import RowSampler
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
@@ -51,7 +48,7 @@ class NodeBatch(NamedTuple):
         return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
 
 
-class NodeClassificationData(LightningDataModule):
+class NodeClassificationData(DataModule):
     """A graph, its nodes split for training, validation and testing.
 
     The graph is a data set known by name, a saved PyG ``Data``, or a table of nodes with one of edges. In evaluation
@@ -134,10 +131,8 @@ class NodeClassificationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, edges_path, predict_path, predict_edges_path, root = (
-            None if file is None else os.fspath(file)
-            for file in (path, edges_path, predict_path, predict_edges_path, root)
+        path, edges_path, predict_path, predict_edges_path, root = plain(
+            path, edges_path, predict_path, predict_edges_path, root
         )
         self.save_hyperparameters()
         self.name, self.path, self.edges_path, self.root = name, path, edges_path, root
@@ -148,7 +143,7 @@ class NodeClassificationData(LightningDataModule):
         self.batch_size = batch_size
         self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
         self.predict_path, self.predict_edges_path = predict_path, predict_edges_path
-        self.dataset = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
+        self.dataset: GraphSet | None = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
         named = self.dataset
         if train_per_class is None:
             train_per_class = 20 if named is None else named.train_per_class
@@ -162,14 +157,10 @@ class NodeClassificationData(LightningDataModule):
         self._graph: Data | None = None  # as read, with a mask for each split
         self._new_graph: Data | None = None
         self._node_names: list[str] = []  # of the graph that was read last
+        self._is_random = False
         self._known: dict[str, Any] = {}  # what the checkpoint keeps
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        if self.dataset is not None and self.predict_path is None:
-            self.dataset.fetch_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the graph; learn the scaling if there is none yet.
@@ -204,6 +195,7 @@ class NodeClassificationData(LightningDataModule):
     def train_dataloader(self) -> Loader[NodeBatch]:
         """The whole graph with its training nodes; or sets of ``batch_size`` of them, drawn anew each epoch."""
         graph = self._encoded()
+        self.check_drawn("train")
         if self.inductive:
             graph = _without(graph, graph.val_mask | graph.test_mask)
         batch = _batch(graph, graph.train_mask & (graph.y >= 0))
@@ -247,21 +239,21 @@ class NodeClassificationData(LightningDataModule):
             graph = self._scaled(self._new_graph, self.predict_path)
         return self._whole(_batch(graph, torch.ones(graph.num_nodes, dtype=torch.bool)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: names of classes and features, and the scaling.
-
-        Returns:
-            Strings, numbers, lists and dicts; empty before the graph was read.
-        """
+    def learned(self) -> dict[str, Any]:
+        """Names of classes and features, and the scaling."""
         return self._known
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take names and scaling from a checkpoint.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take names and scaling of a checkpoint."""
+        self._known, self._graph = learned, None
 
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        self._known, self._graph = state_dict, None
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The nodes of each split, if it is a random one."""
+        graph = self._graph
+        if graph is None or not self._is_random:
+            return {}
+        return {part: np.flatnonzero(graph[f"{part}_mask"]) for part in SPLITS}
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -298,18 +290,16 @@ class NodeClassificationData(LightningDataModule):
         """Names of the nodes of the graph that was read last: those of its table, else their numbers."""
         return self._node_names
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write a row for each node as CSV: ``node``, ``label``, and ``probability_<class>`` of each class.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """A row for each node: ``node``, ``label``, and ``probability_<class>`` of each class.
 
         Args:
-            path: Where to. Whole or not at all; an existing file is replaced.
             predictions: Probabilities of the classes, (n, c), in the order of the nodes.
+            path: The file.
 
         Raises:
             ValueError: If the shape does not fit.
-            OSError: If the file cannot be written.
         """
-        check_output(path)
         names, classes = self._node_names, self.classes
         if predictions.shape != (len(names), len(classes)):
             raise ValueError(
@@ -317,17 +307,15 @@ class NodeClassificationData(LightningDataModule):
                 f"got {tuple(predictions.shape)}"
             )
         columns = {"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]}
+        # the shortest text that reads back the same
         for name, column in zip(classes, predictions.detach().cpu().unbind(1), strict=True):
-            columns[f"probability_{name}"] = column.numpy().astype(str).tolist()  # the shortest text that reads back
-        write_atomically(path, pack(columns, path))
+            columns[f"probability_{name}"] = column.numpy().astype(str).tolist()
+        return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if not (self.name or self.path or self.predict_path):
-            raise no_data(GraphSet, "--data.path FILE")
+        check_source(GraphSet, "--data.path FILE", self.name, self.path, self.predict_path)
         for argument, file, edges in (
             ("path", self.path, self.edges_path),
             ("predict_path", self.predict_path, self.predict_edges_path),
@@ -340,21 +328,17 @@ class NodeClassificationData(LightningDataModule):
                     + ("is a whole graph; leave out the table of edges" if edges else "needs its edges as well")
                     + ", or give a table of nodes and one of edges, or a .pt file with a PyG Data"
                 )
-        for argument, value, allowed in (
-            ("split", self.split, ("public", "full", "random", None)),
-            ("scaling", self.hparams["scaling"], ("rows", "standard", "none", None)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{argument} must be one of {quoted(allowed[:-1])}, got {value!r}")
-        for argument, number, least in (
-            ("train_per_class", self.train_per_class, 1),
-            ("num_val", self.num_val, 0),
-            ("num_test", self.num_test, 0),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_choices(
+            split=(self.split, ("public", "full", "random")),
+            scaling=(self.hparams["scaling"], ("rows", "standard", "none")),
+        )
+        check_least(
+            train_per_class=(self.train_per_class, 1),
+            num_val=(self.num_val, 0),
+            num_test=(self.num_test, 0),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
         self.written.check()
         if not self.num_neighbors or any(count < -1 for count in self.num_neighbors):
             raise ValueError(f"num_neighbors must be counts, or -1 for all, got {self.num_neighbors}")
@@ -416,7 +400,8 @@ class NodeClassificationData(LightningDataModule):
         split = self.split or ("random" if not has_split or (self.dataset and self.dataset.draws) else "public")
         if split != "random" and not has_split:
             raise ValueError(f"{self._source} does not say how to split it; leave out --data.split {split}")
-        if split == "random":
+        self._is_random = split == "random"
+        if self._is_random:
             self._split_at_random(graph)
         for part in SPLITS:
             if f"{part}_mask" not in graph:
@@ -498,6 +483,7 @@ class NodeClassificationData(LightningDataModule):
 
     def _part(self, part: str) -> NodeBatch:
         graph = self._encoded()
+        self.check_drawn(part)
         return _batch(graph, graph[f"{part}_mask"] & (graph.y >= 0))
 
 

@@ -1,23 +1,21 @@
 """Data of the regression task: rows of a table that serve as one another's context."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.cells import pack
-from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset, no_data
+from ika_lightning.data.checks import check_choices, check_fractions, check_least, check_source
+from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
-from ika_lightning.data.files import check_output, write_atomically
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.loader import Loader, processes, shares
+from ika_lightning.data.loader import Loader, RowSampler, processes, shares
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat
 from ika_lightning.data.table import read_table, require_column
@@ -25,7 +23,7 @@ from ika_lightning.data.table import read_table, require_column
 __all__ = ["RegressionData", "RowBatch"]
 
 
-class RegressionData(LightningDataModule):
+class RegressionData(DataModule):
     """Rows of a table, split, scaled by the training rows, and served as sets.
 
     The table is a data set known by name, or an own file. Training batches are random sets of training rows; in
@@ -104,10 +102,7 @@ class RegressionData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, test_path, predict_path, root = (
-            None if file is None else os.fspath(file) for file in (path, test_path, predict_path, root)
-        )
+        path, test_path, predict_path, root = plain(path, test_path, predict_path, root)
         self.save_hyperparameters()
         self.name, self.path, self.root = name, path, root
         self.test_path, self.predict_path = test_path, predict_path
@@ -117,9 +112,8 @@ class RegressionData(LightningDataModule):
         self.separator, self.missing_values = separator, missing_values
         self.written = NumberFormat(decimal, thousands)
         self.batch_size, self.max_context, self.seed = batch_size, max_context, seed
-        self.dataset = None
-        if name is not None:
-            self.dataset = find_dataset(name, TableSet, "--data.path FILE --data.target COLUMN")
+        own = "--data.path FILE --data.target COLUMN"
+        self.dataset: TableSet | None = None if name is None else find_dataset(name, TableSet, own)
         self._check_arguments(target)
 
         self.target = target or (self.dataset.target if self.dataset else None)
@@ -134,12 +128,6 @@ class RegressionData(LightningDataModule):
         self._predict_table: pd.DataFrame | None = None
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        # With own rows to test or predict, a checkpoint is enough, and the table may be out of reach.
-        if self.name is not None and self.test_path is None and self.predict_path is None:
-            self._source()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; split, and learn the scaling if there is none yet.
@@ -198,25 +186,18 @@ class RegressionData(LightningDataModule):
         """
         return self._in_order(self._predict_rows())
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the encoder.
-
-        Returns:
-            Strings, numbers, lists and dicts; empty before the encoder is fitted.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The encoder."""
         return {} if self._encoder is None else {"encoder": self._encoder.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the encoder from a checkpoint.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take the encoder of a checkpoint, of which a milder policy stays in force.
 
         Raises:
             ValueError: If it was trained for another target.
         """
         encoder = TableEncoder("")
-        encoder.load_state_dict(state_dict["encoder"])
+        encoder.load_state_dict(learned["encoder"])
         if self.target not in (None, encoder.target):
             raise ValueError(
                 f"the checkpoint was trained to predict {encoder.target!r}, not target={self.target!r}; "
@@ -231,6 +212,11 @@ class RegressionData(LightningDataModule):
         if self.missing_values is not None:
             encoder.missing_values = self.missing_values
         self._encoder, self._rows = encoder, None
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The rows of each part, unless they are in the order of the file."""
+        return {} if self.split == "ordered" else self._splits
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -275,63 +261,41 @@ class RegressionData(LightningDataModule):
         drawn = np.random.default_rng(self.seed).choice(len(features), self.max_context, replace=False)
         return features[np.sort(drawn)]
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write the rows of ``predict_path`` with their predictions as CSV.
-
-        The columns are ``row`` (from 1; left out if the file has such a column), those of the file, and
-        ``predicted_<target>``, which is empty for a row that was dropped for missing cells.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """The rows of ``predict_path`` with ``predicted_<target>``, which is empty for one dropped for missing cells.
 
         Args:
-            path: Where to write; a file there is replaced.
             predictions: (r,) in the unit of the target, in the order of the rows of :meth:`predict_dataloader`.
+            path: The file. Its first column is ``row``, from 1, unless the rows have such a column.
 
         Raises:
             ValueError: If there are not as many predictions as rows.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
         """
-        check_output(path)
         rows = self._predict_rows().row.numpy()
         if predictions.shape != rows.shape:
             raise ValueError(f"predictions must have shape ({rows.size},), one per row, got {tuple(predictions.shape)}")
         assert self._predict_table is not None
         table = {name: self._predict_table[name].tolist() for name in self._predict_table.columns}
         numbers = {} if "row" in table else {"row": [*range(1, len(self._predict_table) + 1)]}
-        # the shortest text that reads back the same; none for a row that was dropped
+        # the shortest text that reads back the same
         cells = dict(zip(rows.tolist(), predictions.detach().cpu().numpy().astype(str).tolist(), strict=True))
         predicted = {self._predicted_column(): [cells.get(row, "") for row in range(len(self._predict_table))]}
-        write_atomically(path, pack(numbers | table | predicted, path))
+        return pack(numbers | table | predicted, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self, target: str | None) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
+        own = "--data.path FILE --data.target COLUMN"
+        check_source(TableSet, own, self.name, self.path, self.test_path, self.predict_path)
         if self.path is not None and target is None:
             raise ValueError(f"path={self.path!r} needs a target; give the column to predict with --data.target")
-        if not (self.name or self.path or self.test_path or self.predict_path):
-            raise no_data(TableSet, "--data.path FILE --data.target COLUMN")
-        for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction + test_fraction must be less than 1, got {self.val_fraction} + {self.test_fraction}; "
-                "nothing would be left for training"
-            )
-        for argument, number, least in (
-            ("batch_size", self.batch_size, 2),
-            ("max_context", self.max_context, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
-        for argument, value, allowed in (
-            ("split", self.split, ("random", "ordered")),
-            ("missing", self.missing, ("error", "drop", "mean")),
-            ("unseen", self.unseen, ("error", "ignore")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+        check_fractions(self.val_fraction, self.test_fraction)
+        check_least(batch_size=(self.batch_size, 2), max_context=(self.max_context, 1), seed=(self.seed, 0))
+        check_choices(
+            split=(self.split, ("random", "ordered")),
+            missing=(self.missing, ("error", "drop", "mean")),
+            unseen=(self.unseen, ("error", "ignore")),
+        )
         self.written.check()
         self._check_published_split()
 
@@ -427,6 +391,7 @@ class RegressionData(LightningDataModule):
         return self._encoder
 
     def _part(self, part: str) -> RowBatch:
+        self.check_drawn(part)
         if self._rows is None:
             if self._table is None:
                 raise ValueError("the table is not read yet; call setup('fit') first")
@@ -455,51 +420,3 @@ class RegressionData(LightningDataModule):
 
     def _predicted_column(self) -> str:
         return f"predicted_{self._fitted().target}"
-
-
-class RowSampler:
-    """Draws disjoint random sets of rows, anew each epoch.
-
-    The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been.
-
-    Args:
-        count: How many rows there are.
-        batch_size: Rows in a set. What is left over at the end is a set if it is at least half of one.
-        seed: Seed of the draws.
-        rank: Which of the processes this is. Each takes its share of the sets, the same number as the others; if there
-            are fewer sets than processes, each draws all rows in an order of its own.
-        world: How many processes there are.
-
-    Example:
-        >>> [len(rows) for rows in RowSampler(7, batch_size=3)]
-        [3, 3]
-    """
-
-    def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Turn to another epoch; Lightning calls it.
-
-        Args:
-            epoch: The epoch, from 0.
-        """
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        sets = self._draw(self.seed, self.epoch)
-        if len(sets) >= self.world:
-            sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
-        elif self.rank > 0:
-            sets = self._draw(self.seed, self.epoch, self.rank)
-        yield from sets
-
-    def _draw(self, *seed: int) -> tuple[Tensor, ...]:
-        sets = torch.from_numpy(np.random.default_rng(seed).permutation(self.count)).split(self.batch_size)
-        # A few left-over rows would make a step as long as the others from a far poorer context.
-        return sets[:-1] if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2 else sets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.cells import pack
-from ika_lightning.data.datasets import TextSet, find_dataset, no_data
-from ika_lightning.data.files import check_output, write_atomically
+from ika_lightning.data.checks import check_fractions, check_least, check_source
+from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.labelled import Column, Labelled, read_labelled, read_texts
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
@@ -46,7 +45,7 @@ class TextBatch(NamedTuple):
         return {"texts": len(self.tokens), "tokens": (self.tokens != 0).sum()}
 
 
-class TextClassificationData(LightningDataModule):
+class TextClassificationData(DataModule):
     """Texts and their classes, split, cut into tokens, and served in batches of similar length.
 
     The texts are a data set known by name, or an own file. Official splits are kept; where there is none, rows are
@@ -122,10 +121,7 @@ class TextClassificationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, val_path, test_path, predict_path, root = (
-            None if file is None else os.fspath(file) for file in (path, val_path, test_path, predict_path, root)
-        )
+        path, val_path, test_path, predict_path, root = plain(path, val_path, test_path, predict_path, root)
         self.save_hyperparameters()
         self.name, self.path, self.root = name, path, root
         self.columns, self.separator = (label, text), separator
@@ -135,8 +131,10 @@ class TextClassificationData(LightningDataModule):
         self.unit: Literal["word", "subword"] = unit
         self.max_size, self.min_count, self.lowercase = vocab_size, min_count, lowercase
         self.max_length, self.batch_size, self.seed = max_length, batch_size, seed
+        self.dataset: TextSet | None = None if name is None else find_dataset(name, TextSet, "--data.path FILE")
         self._check_arguments()
 
+        self._drawn: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
         self._classes: list[str] = []
         self._parts: dict[str, Labelled] = {}  # "train", "val", "test", as far as they are read
@@ -144,12 +142,6 @@ class TextClassificationData(LightningDataModule):
         self._encoded: dict[str, _Texts] = {}
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        # With own texts to test or predict, a checkpoint is enough, and the benchmark may be out of reach.
-        if self.name is not None and self.test_path is None and self.predict_path is None:
-            self._named.fetch_all(self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; split, and learn the vocabulary if there is none yet.
@@ -198,25 +190,22 @@ class TextClassificationData(LightningDataModule):
         """
         return self._loader(self._texts_to_predict())
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the vocabulary and the classes.
-
-        Returns:
-            Strings, numbers and a list; empty before the vocabulary is learned.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The vocabulary and the classes."""
         if self._tokenizer is None:
             return {}
         return {"tokenizer": self._tokenizer.state(), "classes": self.classes, "max_length": self.max_length}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take vocabulary and classes from a checkpoint.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        self._tokenizer = Tokenizer(state_dict["tokenizer"])
-        self._classes, self.max_length = state_dict["classes"], state_dict["max_length"]
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take vocabulary and classes of a checkpoint."""
+        self._tokenizer = Tokenizer(learned["tokenizer"])
+        self._classes, self.max_length = learned["classes"], learned["max_length"]
         self._encoded = {}
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The rows of the parts that were held out, and of training if there are such parts."""
+        return self._drawn
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -259,20 +248,17 @@ class TextClassificationData(LightningDataModule):
         """Whether the training texts are read and their vocabulary is known."""
         return "train" in self._parts and self._tokenizer is not None
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write the texts of ``predict_path`` with their classes, as CSV, or TSV if the name ends in ``.tsv``.
-
-        The columns are ``row`` (from 1), ``text``, ``predicted_label`` and ``probability_<class>`` for each class.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """The texts of ``predict_path`` with their classes.
 
         Args:
-            path: Where to write; a file there is replaced.
             predictions: (r, c) probabilities, in the order of :meth:`predict_dataloader`.
+            path: The file. Its columns are ``row`` (from 1), ``text``, ``predicted_label`` and
+                ``probability_<class>`` for each class.
 
         Raises:
             ValueError: If there is not a probability for each text and class.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
         """
-        check_output(path)
         texts, sampler = self._predict_texts or [], self._sampler(self._texts_to_predict())
         if predictions.shape != (len(texts), len(self._classes)):
             raise ValueError(
@@ -288,45 +274,27 @@ class TextClassificationData(LightningDataModule):
         }
         for number, name in enumerate(self._classes):
             columns[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
-        write_atomically(path, pack(columns, path))
+        return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None:
-            assert self._named
-        if not (self.name or self.path or self.test_path or self.predict_path):
-            raise no_data(TextSet, "--data.path FILE")
-        for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction + test_fraction must be less than 1, got {self.val_fraction} + {self.test_fraction}; "
-                "nothing would be left for training"
-            )
-        for argument, number, least in (
-            ("folds", self.folds, 2),
-            ("max_length", self.max_length, 1),
-            ("min_count", self.min_count, 1),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_source(TextSet, "--data.path FILE", self.name, self.path, self.test_path, self.predict_path)
+        check_fractions(self.val_fraction, self.test_fraction)
+        check_least(
+            folds=(self.folds, 2),
+            max_length=(self.max_length, 1),
+            min_count=(self.min_count, 1),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
         if self.fold is not None:
             if not 0 <= self.fold < self.folds:
                 raise ValueError(f"fold must be 0 to {self.folds - 1}, one of folds={self.folds}, got {self.fold}")
-            if self.test_path or (self.name and "test" in self._named.files):
+            if self.test_path or (self.dataset and "test" in self.dataset.files):
                 raise ValueError(
                     "fold says which rows are for testing, but there is a test file; leave out one of them"
                 )
-
-    @property
-    def _named(self) -> TextSet:
-        return find_dataset(self.name or "", TextSet, "--data.path FILE")
 
     def _setup_parts(self) -> None:
         """Read, split and check all labelled texts."""
@@ -345,8 +313,8 @@ class TextClassificationData(LightningDataModule):
 
     def _read_parts(self) -> dict[str, Labelled]:
         parts: dict[str, Labelled | None]
-        if self.name is not None:
-            parts = {part: self._named.read(part, self.root) for part in splits.PARTS}
+        if self.dataset is not None:
+            parts = {part: self.dataset.read(part, self.root) for part in splits.PARTS}
         elif self.path is not None:
             parts = {"train": self._read_own(self.path), "val": None, "test": None}
         else:
@@ -380,6 +348,7 @@ class TextClassificationData(LightningDataModule):
                 "give more, or files of their own with --data.val_path and --data.test_path; if labels and texts were "
                 "taken for one another, give --data.label and --data.text"
             )
+        self._drawn = {**held_out, "train": rows} if held_out else {}
         parts["train"] = whole.take(rows.tolist())
         parts |= {part: whole.take(chosen.tolist()) for part, chosen in held_out.items()}
         return {part: rows for part, rows in parts.items() if rows is not None}
@@ -413,6 +382,7 @@ class TextClassificationData(LightningDataModule):
         return read_texts(self.predict_path, self.columns[1], self.separator)
 
     def _part(self, part: str) -> _Texts:
+        self.check_drawn(part)
         if part not in self._encoded:
             if part not in self._parts:
                 raise ValueError(f"the texts for {part} are not read yet; call setup('fit') first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from ika_lightning.data import splits
-from ika_lightning.data.datasets import ParallelSet, find_dataset, no_data
-from ika_lightning.data.files import check_output, read_lines, write_atomically
+from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.cells import compress
+from ika_lightning.data.checks import check_least, check_source
+from ika_lightning.data.datasets import ParallelSet, find_dataset
+from ika_lightning.data.files import read_lines
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
 from ika_lightning.data.messages import quoted, say
@@ -49,7 +50,7 @@ class TranslationBatch(NamedTuple):
         return {"sentences": len(self.source), "tokens": tokens}
 
 
-class TranslationData(LightningDataModule):
+class TranslationData(DataModule):
     """Parallel text, cut into parts of words that are learned on its training part.
 
     Each digit is a token of its own, so that numbers are copied and not learned by heart.
@@ -115,10 +116,8 @@ class TranslationData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        source, target, val_source, val_target, test_source, test_target, predict_path, root = (
-            None if file is None else os.fspath(file)
-            for file in (source, target, val_source, val_target, test_source, test_target, predict_path, root)
+        source, target, val_source, val_target, test_source, test_target, predict_path, root = plain(
+            source, target, val_source, val_target, test_source, test_target, predict_path, root
         )
         self.save_hyperparameters()
         self.name, self.source, self.target = name, source, target
@@ -128,20 +127,18 @@ class TranslationData(LightningDataModule):
         self.val_fraction, self.vocabulary, self.joint = val_fraction, vocabulary, joint
         self.max_length, self.max_ratio = max_length, max_ratio
         self.batch_tokens, self.batch_size, self.seed = batch_tokens, batch_size, seed
-        self._check_arguments()
+        own = "--data.source FILE --data.target FILE"
+        self.dataset: ParallelSet | None = None if name is None else find_dataset(name, ParallelSet, own)
+        self.test_path = test_source
+        self._check_arguments(own)
 
+        self._drawn: dict[str, np.ndarray] = {}
         self.left_out: dict[str, int] = {}  # training pairs, by what was wrong with them
         self._pairs: dict[str, Pairs] = {}  # of "train", "val" and "test"
         self._lines: list[str] | None = None  # to predict for
         self._tokenizers: tuple[Tokenizer, Tokenizer] | None = None  # of source and target; joint: one, twice
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a corpus, once per machine."""
-        if self.name is not None and self.predict_path is None and self.files["test"][0] is None:
-            for split in splits.PARTS:
-                self._read(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; in fitting, learn the tokenizers.
@@ -172,6 +169,7 @@ class TranslationData(LightningDataModule):
 
     def train_dataloader(self) -> Loader[TranslationBatch]:
         """Batches of ``batch_tokens`` of the training pairs that are neither too long nor too uneven."""
+        self.check_drawn("train")
         tokens = self._encode("train")
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
         kept = self._filter(lengths - (1, 2))
@@ -211,25 +209,22 @@ class TranslationData(LightningDataModule):
 
         return Loader(LengthSampler(lengths, batch_size=self.batch_size, shuffle=False), take)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the tokenizers.
-
-        Returns:
-            Strings; empty before they are learned.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The tokenizers."""
         if self._tokenizers is None:
             return {}
         source, target = self._tokenizers
         return {"source": source.state()} if source is target else {"source": source.state(), "target": target.state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the tokenizers from a checkpoint.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take the tokenizers of a checkpoint."""
+        source = Tokenizer(learned["source"])
+        self._tokenizers = source, Tokenizer(learned["target"]) if "target" in learned else source
 
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        source = Tokenizer(state_dict["source"])
-        self._tokenizers = source, Tokenizer(state_dict["target"]) if "target" in state_dict else source
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The pairs that were held out for validation, and those for training, if there are such."""
+        return self._drawn
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -269,7 +264,7 @@ class TranslationData(LightningDataModule):
     @property
     def compares_in_lowercase(self) -> bool:
         """Whether the figure that is published for the data is of lower-cased, tokenised text."""
-        return self.name is not None and self._named.published_in_lowercase
+        return self.dataset is not None and self.dataset.published_in_lowercase
 
     def token_names(self, tokens: Tensor, target: bool = False) -> list[list[str]]:
         """Return each token of sentences, or of their translations, as a person would read it, without padding.
@@ -281,23 +276,21 @@ class TranslationData(LightningDataModule):
         tokenizer = self._fitted()[target]
         return [tokenizer.names([token for token in row if token != PADDING]) for row in tokens.tolist()]
 
-    def write_predictions(self, path: str | Path, predictions: Sequence[tuple[int, list[list[Any]]]]) -> None:
-        """Write the translations of ``predict_path``, line by line.
+    def render(self, predictions: Sequence[tuple[int, list[list[Any]]]], path: str | Path) -> bytes:
+        """The translations of ``predict_path``, line by line.
 
         A blank line stays one, so line n of the file is the translation of line n. If there are several translations
         of each line, each is written as ``<line, from 0> ||| <translation> ||| <score>`` instead, the best first.
 
         Args:
-            path: Where to write; a file there is replaced. ``-`` is standard output.
             predictions: For each line, in any order, its number and, for each of its pieces, translations as tokens
                 and score, the best first.
+            path: The file.
 
         Raises:
             ValueError: If a line is not translated, or more than once.
-            OSError: If the file cannot be written; see :func:`ika_lightning.data.files.check_output`.
         """
         assert self._lines is not None
-        check_output(path)
         if sorted(number for number, _ in predictions) != list(range(len(self._lines))):
             raise ValueError(f"predictions must be one for each of {len(self._lines)} lines, got {len(predictions)}")
         several = max(len(hypotheses) for _, pieces in predictions for hypotheses in pieces) > 1
@@ -308,20 +301,19 @@ class TranslationData(LightningDataModule):
                 written.append(f"{number} ||| {text} ||| {sum(score for _, score in ranked):.4f}" if several else text)
                 if not self._lines[number]:
                     break
-        write_atomically(path, "".join(f"{line}\n" for line in written).encode())
+        return compress("".join(f"{line}\n" for line in written), path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
-    def _check_arguments(self) -> None:
-        if self.name is not None:
-            self._check_languages(self.name)
+    def _check_arguments(self, own: str) -> None:
+        if self.dataset is not None:
+            self._check_languages(self.dataset)
         elif (self.source is None) != (self.target is None):
             raise ValueError(
                 f"source and target go together, got source={self.source!r}, target={self.target!r}; give two parallel "
                 "files with --data.source FILE --data.target FILE, or a known corpus with --data.name"
             )
-        elif not (self.source or self.files["test"][0] or self.predict_path):
-            raise no_data(ParallelSet, "--data.source FILE --data.target FILE")
+        check_source(ParallelSet, own, None, self.source or self.name, self.test_path, self.predict_path)
         for split, (source, target) in self.files.items():
             if (source is None) != (target is None):
                 raise ValueError(
@@ -330,23 +322,18 @@ class TranslationData(LightningDataModule):
                 )
         if not 0.0 < self.val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
-        for argument, number, least in (
-            ("vocabulary", self.vocabulary, 260),  # four special tokens and the bytes
-            ("max_length", self.max_length, 1),
-            ("max_ratio", self.max_ratio, 1.0),
-            ("batch_tokens", self.batch_tokens, 1),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if not number >= least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_least(
+            # four special tokens and the bytes
+            vocabulary=(self.vocabulary, 260),
+            max_length=(self.max_length, 1),
+            max_ratio=(self.max_ratio, 1.0),
+            batch_tokens=(self.batch_tokens, 1),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
 
-    @property
-    def _named(self) -> ParallelSet:
-        return find_dataset(self.name or "", ParallelSet, "--data.source FILE --data.target FILE")
-
-    def _check_languages(self, name: str) -> None:
-        languages = self._named.languages
+    def _check_languages(self, dataset: ParallelSet) -> None:
+        name, languages = dataset.name, dataset.languages
         self.source = self.source or next(language for language in languages if language != self.target)
         self.target = self.target or next(language for language in languages if language != self.source)
         for side, language in (("source", self.source), ("target", self.target)):
@@ -359,9 +346,9 @@ class TranslationData(LightningDataModule):
         own_source, own_target = self.files.get(split, (None, None))
         if own_source is not None and own_target is not None:
             pairs = pair_up(own_source, own_target)
-        elif self.name is not None:
+        elif self.dataset is not None:
             assert self.source is not None and self.target is not None
-            pairs = self._named.pairs(split, self.source, self.target, self.root)
+            pairs = self.dataset.pairs(split, self.source, self.target, self.root)
         elif split == "train" and self.source is not None and self.target is not None:
             pairs = pair_up(self.source, self.target)
         else:
@@ -386,6 +373,7 @@ class TranslationData(LightningDataModule):
         if count == len(pairs.source):
             raise ValueError(f"{self.source} has a single pair with text: too few to hold one out; give more")
         parts = splits.deal(np.arange(len(pairs.source)), count, 0, ordered=False, seed=self.seed)
+        self._drawn = {split: parts[split] for split in ("train", "val")}
         for split in ("train", "val"):
             rows = parts[split].tolist()
             self._pairs[split] = Pairs([pairs.source[i] for i in rows], [pairs.target[i] for i in rows])
@@ -442,6 +430,7 @@ class TranslationData(LightningDataModule):
         return [*pieces, tokens]
 
     def _evaluation_loader(self, split: str) -> Loader[TranslationBatch]:
+        self.check_drawn(split)
         tokens = self._encode(split)
         texts = list(zip(self._pairs[split].source, self._pairs[split].target, strict=True))
         lengths = np.array([[len(side) for side in pair] for pair in tokens])

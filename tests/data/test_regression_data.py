@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.testing import assert_close
 
 from ika_lightning.data import RegressionData
-from ika_lightning.data.regression import RowBatch, RowSampler
+from ika_lightning.data.encoders import RowBatch
+from ika_lightning.data.loader import RowSampler
 
 
 @pytest.fixture

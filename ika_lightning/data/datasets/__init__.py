@@ -20,7 +20,6 @@ __all__ = [
     "TextSet",
     "find_dataset",
     "names_of",
-    "no_data",
 ]
 
 Kind = TypeVar("Kind", bound=DataSet)
@@ -45,16 +44,6 @@ def names_of(kind: type[DataSet]) -> list[str]:
     """
     found = [dataset for dataset in DATASETS.values() if isinstance(dataset, kind)]
     return [dataset.name for dataset in sorted(found, key=lambda dataset: not dataset.ships)]
-
-
-def no_data(kind: type[DataSet], own: str) -> ValueError:
-    """The error of a data module that was given no data.
-
-    Args:
-        kind: Of which kind a data set would have to be.
-        own: How to give data of one's own instead.
-    """
-    return ValueError(f"no data: give --data.name, one of {quoted(names_of(kind), 30)}, or data of your own with {own}")
 
 
 def find_dataset(name: str, kind: type[Kind], own: str) -> Kind:
