@@ -59,7 +59,7 @@ def load_graph(path: str) -> Data:
     for name in ("x", "edge_index"):
         if not isinstance(found.get(name), Tensor):
             raise ValueError(f"{path}: the graph has no {name}, only {quoted(found.keys())}; add it and save again")
-    if others := [name for name in map(str, found.keys()) if name not in _ATTRIBUTES]:
+    if others := sorted(set(map(str, found.keys())) - set(_ATTRIBUTES)):
         say(f"{path}: {quoted(others)} of the graph is not used; what is used is called {', '.join(_ATTRIBUTES)}")
     return found
 

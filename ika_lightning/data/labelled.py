@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ika_lightning.data.cells import Cells, format_of, read_cells, read_text
-from ika_lightning.data.files import read_lines
+from ika_lightning.data.files import read_lines, without_garbage_collection
 from ika_lightning.data.messages import closest, quote, quoted
 
 __all__ = ["Column", "Labelled", "read_labelled", "read_texts"]
@@ -67,6 +67,7 @@ class Labelled(NamedTuple):
         )
 
 
+@without_garbage_collection()
 def read_labelled(
     path: str, label: Column | None = None, text: Column | None = None, separator: str | None = None
 ) -> Labelled:

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from ika_lightning.data.cells import Cells, format_of, read_cells, read_text
+from ika_lightning.data.files import without_garbage_collection
 from ika_lightning.data.messages import closest, quote, quoted, say
 from ika_lightning.data.numbers import is_number
 
@@ -20,6 +21,7 @@ __all__ = ["header_of", "read_rows", "read_table", "require_column"]
 _CHUNK = 50_000
 
 
+@without_garbage_collection()
 def read_table(path: str | Traversable, separator: str | None = None) -> pd.DataFrame:
     r"""Read a table with a header as text, cell by cell, just as the file has it.
 

@@ -125,7 +125,11 @@ def test_any_text_as_labelled_texts(text, name) -> None:
         expected = [(row[0].strip(), row[1] if name == "t.csv" else "\t".join(row[1:])) for row in rows]
     else:
         header = [name.strip().lower() for name in rows[0]]
-        label, text_ = (next(i for i, n in enumerate(header) if n in names) for names in (LABELS, TEXTS))
+        # "label" and "text" win over other usual names
+        label, text_ = (
+            header.index(names[0]) if names[0] in header else next(i for i, n in enumerate(header) if n in names)
+            for names in (LABELS, TEXTS)
+        )
         joined = [[*row[: len(header) - 1], "\t".join(row[len(header) - 1 :])] for row in rows[1:]]
         expected = [(row[label].strip(), row[text_]) for row in joined]
     assert list(zip(found.labels, found.texts, strict=True)) == expected
