@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ika_lightning.data import TextClassificationData
-from ika_lightning.data.sentences import SENTENCES
+from ika_lightning.data.datasets import DATASETS
 
 CLASSES = {"a": "apple ant", "b": "bear bee bat", "c": "cat"}
 
@@ -86,17 +86,16 @@ class TestNamed:
     @pytest.mark.parametrize("name, encoding", [("trec", "latin-1"), ("mr", "cp1252"), ("sst2", "utf-8")])
     def test_the_public_original_becomes_the_stored_file(self, benchmark_root, name, encoding):
         """The original, as it is documented, is made of the stored file here."""
-        remote = SENTENCES[name].train
+        remote = DATASETS[name].files["train"]
         stored = (benchmark_root / remote.path).read_bytes()
         original = stored.decode().replace("\t", " ").encode(encoding)
         assert remote.convert(original) == stored
-        for part in ("train", "val", "test"):
-            if remote := getattr(SENTENCES[name], part):
-                content = (benchmark_root / remote.path).read_bytes()
-                assert (len(content), hashlib.sha256(content).hexdigest()) == (remote.size, remote.sha256)
+        for remote in DATASETS[name].files.values():
+            content = (benchmark_root / remote.path).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (remote.size, remote.sha256)
 
     def test_bytes_that_are_something_else_do_not_break_the_conversion(self):
-        assert SENTENCES["mr"].train.convert(b"\x81\xff") == "\ufffd\xff".encode()
+        assert DATASETS["mr"].files["train"].convert(b"\x81\xff") == "\ufffd\xff".encode()
 
 
 class TestSplits:
