@@ -321,11 +321,17 @@ def _checkpoint(folder: Path | None, wanted: str | None, say: bool) -> tuple[Pat
 def _check_optimizers(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
     """Refuse an optimizer or a scheduler that would be handed the state of another.
 
-    Optimizers end in an error of their own; schedulers take whatever they are given.
+    Optimizers end in an error of their own; schedulers take whatever they are given. That a checkpoint is of another
+    model is said when its weights are loaded.
     """
-    was, wanted = dict(named_places(before)), dict(named_places(now))
-    for option in ("optimizer", "scheduler"):
-        old, new = (names.get(f"model.{option}", "").rpartition(".")[2] for names in (was, wanted))
+
+    def names(config: Mapping[str, Any]) -> dict[str, str]:
+        # a class may be told with its module or without
+        return {place: name.rpartition(".")[2] for place, name in named_places(config)}
+
+    was, wanted = names(before), names(now)
+    for option in ("optimizer", "scheduler") if was.get("model") == wanted.get("model") else ():
+        old, new = was.get(f"model.{option}"), wanted.get(f"model.{option}")
         if old and new and old != new:
             raise UsageError(
                 f"{checkpoint} was trained with {old}, whose state {new} cannot go on with: leave out "
