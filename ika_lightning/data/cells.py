@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ika_lightning.data.files import decode
-from ika_lightning.data.messages import quoted, say
+from ika_lightning.data.files import decode, split_lines
+from ika_lightning.data.messages import quote, quoted, say
 
-__all__ = ["Cells", "check_format", "compress", "format_of", "pack", "read_cells", "read_text"]
+__all__ = ["Cells", "check_format", "check_separator", "compress", "format_of", "pack", "read_cells", "read_text"]
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -92,7 +92,7 @@ def read_cells(text: str, path: object, separator: str, *, quotes: bool | None =
 
     Raises:
         ValueError: If the separator is none, or ``"auto"`` finds none or several. The rows raise it for a quote that
-            is left open.
+            is left open, and for lines without quotes that end in ``\r`` alone.
 
     Example:
         >>> list(read_cells('a;b\n"1;5";2\n', "rows.csv", ";").rows)
@@ -106,8 +106,32 @@ def read_cells(text: str, path: object, separator: str, *, quotes: bool | None =
     if quotes is None:
         cell, first = '"(?:[^"]|"")*"', text.lstrip("\r\n").partition("\n")[0].removesuffix("\r")
         quotes = re.fullmatch(f"{cell}(?:{re.escape(separator)}{cell})*", first) is not None
-    rows = _quoted_rows(text, path, separator) if quotes else _plain_rows(text, separator)
+    rows = _quoted_rows(text, path, separator) if quotes else _plain_rows(text, path, separator)
     return Cells(rows, separator, last_is_open=not quotes)
+
+
+def check_separator(first: list[str], separator: str, path: object) -> None:
+    """Check that the first line has more than one cell, unless no other sign could separate its cells.
+
+    Args:
+        first: Its cells.
+        separator: What separates cells.
+        path: What errors call the file.
+
+    Raises:
+        ValueError: If it is one cell with another separator in it.
+
+    Example:
+        >>> check_separator(["a;b"], ",", "rows.csv")
+        Traceback (most recent call last):
+        ...
+        ValueError: rows.csv: the first line has one cell, 'a;b', if ',' separates cells; if it is another sign, ...
+    """
+    if len(first) == 1 and (other := next((sign for sign in _SEPARATORS if sign in first[0]), None)):
+        raise ValueError(
+            f"{path}: the first line has one cell, {quote(first[0])}, if {separator!r} separates cells; if it is "
+            f"another sign, such as {other!r}, say so with --data.separator {quote(other)}"
+        )
 
 
 def _quoted_rows(text: str, path: object, separator: str) -> Iterator[tuple[int, list[str]]]:
@@ -125,9 +149,9 @@ def _quoted_rows(text: str, path: object, separator: str) -> Iterator[tuple[int,
         csv.field_size_limit(limit)
 
 
-def _plain_rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line := line.removesuffix("\r"):
+def _plain_rows(text: str, path: object, separator: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(split_lines(text, path), 1):
+        if line:
             yield number, line.split(separator)
 
 

@@ -17,10 +17,11 @@ from ika_lightning.data.numbers import (
     MISSING,
     PLAIN,
     NumberFormat,
-    code_cells,
+    find_code,
     is_formatted,
     number_cells,
     parse_numbers,
+    starts_with_number,
 )
 from ika_lightning.data.table import require_column
 
@@ -298,21 +299,16 @@ class TableEncoder:
         # Which of both it is, the training rows say.
         training = table[name].iloc[rows]
         values, is_text = number_cells(training, self.written, self._nothing)
-        codes = code_cells(training)
-        # Digits with zeros in front are a number's after all if others of the column have a sign or a fraction.
-        if codes.any():
-            digits = training.str.strip().str.replace("_", "")
-            codes &= (digits.str.fullmatch("[0-9]+") | digits.isin(self._nothing)).all()
-        if not is_text.any() and not codes.any():
+        code = find_code(training, self._nothing)
+        if not is_text.any() and code is None:
             return self._numbers(table, name, source), None
-        if codes.any():
-            example = training.iloc[int(codes.argmax())]
+        if code is not None:
             say(
                 f"{source}: column {name!r} is read as codes, a category each, and not as numbers, as it has "
-                f"{quote(example)}"
+                f"{quote(code)}"
             )
         else:
-            self._refuse_formatted(training, rows, np.isfinite(values), is_text, source)
+            self._check_text(training, rows, np.isfinite(values), is_text, source)
         cells = table[name].str.strip()
         if self.missing_values is None and (markers := sorted(set(cells) & MISSING - {""})):
             say(
@@ -322,10 +318,10 @@ class TableEncoder:
         categories = sorted(set(cells) - self._nothing)
         return _positions(cells, categories, self._nothing), categories
 
-    def _refuse_formatted(
+    def _check_text(
         self, training: pd.Series, rows: np.ndarray, is_number: np.ndarray, is_text: np.ndarray, source: str
     ) -> None:
-        """Refuse a column of text that is mostly numbers as people write them; warn of one with a stray word."""
+        """Refuse a column of text that is mostly numbers as people write them; tell of others that may be numbers."""
         name, most = training.name, (is_number.sum() + is_text.sum()) / 2
         formatted = [row for row in np.flatnonzero(is_text).tolist() if is_formatted(training.iloc[row])]
         if formatted and is_number.sum() + len(formatted) > most:
@@ -342,6 +338,11 @@ class TableEncoder:
                 "of text, with a feature for each value; correct the cell (or leave it empty, and see --data.missing) "
                 "if that is not meant",
                 stacklevel=4,
+            )
+        elif (starts := is_text & starts_with_number(training)).sum() > most:
+            say(
+                f"{source}: column {name!r} is read as text, a category each, and not as numbers, as it has "
+                f"{quote(training.iloc[int(starts.argmax())])}"
             )
 
     def _values(self, table: pd.DataFrame, column: _Numeric | _Categorical, source: str) -> np.ndarray:

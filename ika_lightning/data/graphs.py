@@ -17,7 +17,7 @@ from torch_geometric.utils import to_undirected
 
 from ika_lightning.data.cells import format_of
 from ika_lightning.data.messages import closest, quoted, say
-from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat, is_number, parse_numbers
+from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat, find_code, is_number, parse_numbers
 from ika_lightning.data.table import read_rows, read_table, require_column
 from ika_lightning.trust import Untrusted, plain_tensors, refused_code
 
@@ -82,9 +82,10 @@ def check_graph(graph: Data, source: str) -> None:
         elif value is not None and not isinstance(value, Tensor) and name != "num_nodes":
             raise ValueError(f"{source}: {name} must be a tensor, got a {type(value).__name__}; save it as one")
     x, edge_index = graph.x, graph.edge_index
-    if x.dim() != 2 or not x.is_floating_point():
+    if x.dim() != 2 or not x.is_floating_point() or not x.numel():
         raise ValueError(
-            f"{source}: x must be numbers of shape (nodes, features), got {x.dtype} {tuple(x.shape)}; save x.float()"
+            f"{source}: x must be numbers of shape (nodes, features), one of each at least, got {x.dtype} "
+            f"{tuple(x.shape)}; save x.float()"
         )
     # a float64 may be too large for a float32
     graph.x = x = x.float()
@@ -124,7 +125,8 @@ def _check_edge_attr(graph: Data, source: str) -> None:
     edge_attr, edges = graph.edge_attr, graph.edge_index.size(1)
     if edge_attr is None:
         return
-    if edge_attr.dim() not in (1, 2) or len(edge_attr) != edges or edge_attr.is_complex():
+    fits = edge_attr.dim() in (1, 2) and len(edge_attr) == edges and edge_attr.shape[1:] != (0,)
+    if not fits or edge_attr.is_complex():
         raise ValueError(
             f"{source}: edge_attr must have a row for each of the {edges} edges, of shape ({edges}, features), got "
             f"{edge_attr.dtype} {tuple(edge_attr.shape)}"
@@ -218,14 +220,7 @@ def read_graph(
         raise ValueError(f"{nodes} has no features; its columns are {quoted(list(table.columns))}")
     for column in chosen:
         require_column(table, column, nodes)
-    columns = [parse_numbers(table[column], column, nodes, "a feature", written) for column in chosen]
-    for column, values in zip(chosen, columns, strict=True):
-        if np.isnan(values).any():
-            row = int(np.isnan(values).argmax())
-            raise ValueError(
-                f"{nodes}, row {row + 1}, column {column!r}: {table[column][row]!r} is no finite number; "
-                "fill it in, or leave out the column or the node"
-            )
+    columns = [_read_numbers(table[column], nodes, "a feature", written) for column in chosen]
     edge_table = _read_edge_table(edges, row_of, edges_header, separator)
     edge_index, edge_attr = _read_edges(edge_table, edges, row_of, nodes, undirected, written)
     y, classes = _read_labels(table, label, nodes, classes, missing_values)
@@ -240,6 +235,8 @@ def _read_edge_table(path: str, row_of: dict[str, int], has_header: bool | None,
     if format_of(path) == ".parquet":
         return read_table(path, separator)
     first = [cell.strip() for cell in next(read_rows(path, separator))]
+    if len(first) < 2:
+        raise ValueError(f"{path} has one column; it needs two, the source and the target of each edge")
     ends, others = first[:2], first[2:]
     known = [name in row_of for name in ends]
     if has_header is None:
@@ -248,6 +245,7 @@ def _read_edge_table(path: str, row_of: dict[str, int], has_header: bool | None,
             say(f"{path}: line 1, {quoted(first)}, is read as an edge, as it names two nodes")
         elif not any(known) and not all(map(is_number, ends)):
             has_header = True
+            say(f"{path}: line 1, {quoted(first)}, is read as a header, as it names no node")
         else:
             raise ValueError(
                 f"{path}: is line 1, {quoted(first)}, a header or an edge? Say which with --data.edges_header true or "
@@ -276,19 +274,37 @@ def _read_edges(
             numbers.append(row_of[name.strip()])
         ends.append(numbers)
     edge_index = torch.tensor(ends)
-    columns = []
-    for column in table.columns[2:]:
-        values = parse_numbers(table[column], column, path, "a feature of edges", written)
-        if np.isnan(values).any():
-            row = int(np.isnan(values).argmax())
-            raise ValueError(f"{path}, row {row + 1}, column {column!r}: {table[column][row]!r} is no finite number")
-        columns.append(values)
+    columns = [_read_numbers(table[column], path, "a feature of edges", written) for column in table.columns[2:]]
     edge_attr = torch.from_numpy(np.stack(columns, 1)).float() if columns else None
     if undirected and edge_attr is not None:
-        edge_index, edge_attr = to_undirected(edge_index, edge_attr, num_nodes=len(row_of), reduce="mean")
+        least, most = (to_undirected(edge_index, edge_attr, len(row_of), reduce)[1] for reduce in ("min", "max"))
+        edge_index, edge_attr = to_undirected(edge_index, edge_attr, len(row_of), reduce="mean")
+        if (differ := (least != most).any(1) & (edge_index[0] <= edge_index[1])).any():
+            say(
+                f"{path}: {int(differ.sum())} edges occur more than once, in either direction, with other features; "
+                "what counts is the mean (--data.undirected false keeps each as it is)"
+            )
     elif undirected:
         edge_index = to_undirected(edge_index, num_nodes=len(row_of))
     return edge_index, edge_attr
+
+
+def _read_numbers(cells: pd.Series, source: str, role: str, written: NumberFormat) -> np.ndarray:
+    """A column of finite numbers."""
+    name = str(cells.name)
+    values = parse_numbers(cells, name, source, role, written)
+    if code := find_code(cells):
+        raise ValueError(
+            f"{source}: column {name!r} is {role}, but {code!r} is a code and no number; make a column of 0 and 1 for "
+            "each code, or take the zeros in front away if they are numbers"
+        )
+    if np.isnan(values).any():
+        row = int(np.isnan(values).argmax())
+        raise ValueError(
+            f"{source}, row {row + 1}, column {name!r}: {cells.iloc[row]!r} is no finite number; fill it in, or leave "
+            "out the column or the row"
+        )
+    return values
 
 
 def _read_labels(

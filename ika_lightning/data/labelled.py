@@ -1,13 +1,14 @@
 """Labelled texts, read from a file."""
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ika_lightning.data.cells import Cells, format_of, read_cells, read_text
+from ika_lightning.data.cells import Cells, check_separator, format_of, read_cells, read_text
 from ika_lightning.data.files import read_lines, without_garbage_collection
-from ika_lightning.data.messages import closest, quote, quoted
+from ika_lightning.data.messages import closest, quote, quoted, say
 
 __all__ = ["Column", "Labelled", "read_labelled", "read_texts"]
 
@@ -19,9 +20,6 @@ LABELS = ("label", "labels", "class", "category", "target", "sentiment", "y")
 
 TEXTS = ("text", "sentence", "review", "content", "message", "document", "utterance")
 """Usual names of the column of texts, in any case."""
-
-# From so many rows on, a file of as many classes is rather one whose columns are taken for one another.
-_FEW = 20
 
 
 class Labelled(NamedTuple):
@@ -69,7 +67,11 @@ class Labelled(NamedTuple):
 
 @without_garbage_collection()
 def read_labelled(
-    path: str, label: Column | None = None, text: Column | None = None, separator: str | None = None
+    path: str,
+    label: Column | None = None,
+    text: Column | None = None,
+    separator: str | None = None,
+    known: Collection[str] = (),
 ) -> Labelled:
     r"""Read labelled texts, UTF-8, from a ``.tsv``, ``.csv`` or ``.jsonl`` file (``.gz`` too).
 
@@ -85,6 +87,7 @@ def read_labelled(
         text: The column of texts; None means the one with a usual name, such as ``text`` or ``review``, or the second
             column, in the same way.
         separator: What separates cells; by default a comma or a tab, by the file's name. ``"auto"`` looks for it.
+        known: Labels that there are: a line that begins with one is a row.
 
     Returns:
         At least one row.
@@ -98,16 +101,16 @@ def read_labelled(
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "reviews.tsv")
-        ...     _ = file.write_text("good\tA gem.\nbad\tToo long,\tby far\n")
+        ...     _ = file.write_text("good\tA gem.\nbad\tToo long,\tby far\ngood\tMoving.\n")
         ...     rows = read_labelled(str(file))
         >>> rows.labels, rows.texts
-        (['good', 'bad'], ['A gem.', 'Too long,\tby far'])
+        (['good', 'bad', 'good'], ['A gem.', 'Too long,\tby far', 'Moving.'])
     """
     content = read_text(path, ".tsv, .csv or .jsonl")
     if format_of(path) == ".jsonl":
         columns, found = _jsonl_rows(content, path, label, text)
     else:
-        columns, found = _delimited_rows(_open(content, path, separator), path, label, text)
+        columns, found = _delimited_rows(_open(content, path, separator), path, label, text, known)
     rows = list(found)
     if not rows:
         raise ValueError(f"{path} is empty; it should have a label and a text in each row")
@@ -123,8 +126,9 @@ def read_texts(path: str, text: Column | None = None, separator: str | None = No
 
     Args:
         path: The file, or ``-`` for standard input.
-        text: The column of texts, by its name, or by its position where labelled texts were read. By default the one
-            with a usual name; a file of one column needs none.
+        text: The column of texts: its name, or its position, from 1, if the file has no header. By default, and where
+            there is no such name, the one with a usual name. A position means the only column of a file that has one,
+            as it may be that of a file with labels.
         separator: See :func:`read_labelled`.
 
     Returns:
@@ -132,7 +136,8 @@ def read_texts(path: str, text: Column | None = None, separator: str | None = No
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or not UTF-8, or it is not clear which column has the texts.
+        ValueError: If it is empty or not UTF-8, or it is not clear which column has the texts, or whether the first
+            line is one.
     """
     kind = format_of(path)
     if path == "-" or kind not in (".csv", ".tsv", ".jsonl"):
@@ -153,22 +158,29 @@ def _column_of_texts(cells: Cells, path: str, text: Column | None) -> list[str]:
     if not rows:
         return []
     header = [cell.strip() for cell in rows[0]]
+    text = _position_or_name(text, header)
     named = text if isinstance(text, str) and text in header else _usual(header, TEXTS)
     if named is not None:
         place, last = header.index(named), len(header) - 1
-        return [_last_cell(row, last, cells)[place] for row in rows[1:] if _is_wide(row, place, path, cells)]
-    if all(len(row) == 1 for row in rows):
-        return [row[0] for row in rows]
+        say(f"{path}: texts in column {quote(named)}; {len(rows) - 1} texts")
+        return [_cell(_last_cell(row, last, cells), place, path, cells) for row in rows[1:]]
+    if isinstance(text, int):
+        place = 0 if all(len(row) == 1 for row in rows) else text - 1
+        say(f"{path}: no header, texts in column {place + 1}; {len(rows)} texts")
+        return [_cell(_last_cell(row, place, cells), place, path, cells) for row in rows]
     raise ValueError(
-        f"{path}: which column has the texts? None has a usual name in the first line, "
-        f"{quote(cells.separator.join(header))}; name it with --data.text, or give a file with a text in each line"
+        f"{path}: is the first line, {quote(cells.separator.join(header))}, a header or a text? If it is a header, "
+        "name the column of texts, as in --data.text NAME; if it is a text, give its position, as in --data.text 1"
     )
 
 
-def _is_wide(row: list[str], place: int, path: str, cells: Cells) -> bool:
+def _cell(row: list[str], place: int, path: str, cells: Cells) -> str:
     if len(row) <= place:
-        raise ValueError(f"{path}: a row has {len(row)} cells, {quote(cells.separator.join(row))}, and no text")
-    return True
+        raise ValueError(
+            f"{path}: a row has {len(row)} cells, {quote(cells.separator.join(row))}, and no text, which is in column "
+            f"{place + 1}"
+        )
+    return row[place]
 
 
 def _open(content: str, path: str, separator: str | None) -> Cells:
@@ -180,16 +192,16 @@ def _open(content: str, path: str, separator: str | None) -> Cells:
 
 
 def _delimited_rows(
-    cells: Cells, path: str, label: Column | None, text: Column | None
+    cells: Cells, path: str, label: Column | None, text: Column | None, known: Collection[str]
 ) -> tuple[str, Iterator[tuple[int, str, str]]]:
     """Where labels and texts are, in words, and (line, label, text) of each row."""
     rows = list(cells.rows)
     if not rows:
         return "", iter(())
     header = [cell.strip() for cell in rows[0][1]]
-    # a command line may give a position as a string
-    label, text = (int(c) if isinstance(c, str) and c.isdecimal() and c not in header else c for c in (label, text))
-    positions = _positions(label, text, rows, path, cells)
+    check_separator(rows[0][1], cells.separator, path)
+    label, text = _position_or_name(label, header), _position_or_name(text, header)
+    positions = _positions(label, text, rows, path, cells, known)
     if positions is None:
         names = (
             _name(label, LABELS, "label", header, path),
@@ -203,6 +215,11 @@ def _delimited_rows(
         places, width = [position - 1 for position in positions], max(positions)
         where = f"no header, label in column {positions[0]}, text in column {positions[1]}"
     return where, _cut(rows, places, width, path, cells)
+
+
+def _position_or_name(column: Column | None, header: list[str]) -> Column | None:
+    """A column as it was given; a command line may give a position as a string."""
+    return int(column) if isinstance(column, str) and column.isdecimal() and column not in header else column
 
 
 def _cut(
@@ -229,7 +246,12 @@ def _last_cell(row: list[str], last: int, cells: Cells) -> list[str]:
 
 
 def _positions(
-    label: Column | None, text: Column | None, rows: list[tuple[int, list[str]]], path: str, cells: Cells
+    label: Column | None,
+    text: Column | None,
+    rows: list[tuple[int, list[str]]],
+    path: str,
+    cells: Cells,
+    known: Collection[str],
 ) -> tuple[int, int] | None:
     """Positions of both columns, from 1, if the first line is a row; None if it is a header."""
     first = [cell.strip() for cell in rows[0][1]]
@@ -244,7 +266,7 @@ def _positions(
     if min(positions) < 1 or positions[0] == positions[1]:
         raise ValueError(f"label and text must be two different positions, from 1, got {label} and {text}")
     if label is None and text is None:
-        if not _is_row(first, rows, cells):
+        if not _is_row(first, rows, cells, known):
             raise ValueError(_unclear(first, path, cells))
     elif max(positions) <= len(first) and (
         first[positions[0] - 1].lower() in LABELS and first[positions[1] - 1].lower() in TEXTS
@@ -253,18 +275,14 @@ def _positions(
     return positions
 
 
-def _is_row(first: list[str], rows: list[tuple[int, list[str]]], cells: Cells) -> bool:
+def _is_row(first: list[str], rows: list[tuple[int, list[str]]], cells: Cells, known: Collection[str]) -> bool:
     """Whether it is certain that the first line is a row of label and text, as nothing speaks against it."""
     widths = {len(row) for _, row in rows}
     # Columns that nobody has named; of a TSV, they may be one text with tabs in it.
     if len(first) > 2 and (not cells.last_is_open or (len(widths) == 1 and len(rows) > 1)):
         return False
-    others = Counter(row[0].strip() for _, row in rows[1:])
-    if first[0] in others:
-        return True
-    if any(name.lower() in (*LABELS, *TEXTS) for name in first):
-        return False
-    return len(rows) <= _FEW and max(others.values(), default=1) == 1
+    # names of columns are no labels
+    return first[0] in known or any(row[0].strip() == first[0] for _, row in rows[1:])
 
 
 def _unclear(first: list[str], path: str, cells: Cells) -> str:
@@ -348,13 +366,16 @@ def _key(first: dict[str, Any], given: Column | None, known: Sequence[str]) -> s
 
 def _label_of(row: dict[str, Any], name: str, path: str, number: int) -> str:
     given = row[name]
-    if given is None or given != given:
-        raise ValueError(f"{path}, line {number}: the label is {given}, no class; fill it in, or take the row out")
+    if given is None or (isinstance(given, float) and not math.isfinite(given)):
+        raise ValueError(
+            f"{path}, line {number}: the label is {json.dumps(given)}, no class; fill it in, or take the row out"
+        )
     if not isinstance(given, str | int | float):
         raise ValueError(
             f"{path}, line {number}: {name!r} should be one label, a string or a number, got {given!r:.80}"
         )
-    return _whole(str(given).strip(), name, path, number)
+    # true and false as the file has them, and not as Python does
+    return _whole(given.strip() if isinstance(given, str) else json.dumps(given), name, path, number)
 
 
 def _text_of(row: dict[str, Any], name: str, path: str, number: int) -> str:

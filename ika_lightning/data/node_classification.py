@@ -352,6 +352,7 @@ class NodeClassificationData(DataModule):
             return self._graph
         if self.dataset is not None:
             graph, classes, features = self.dataset.graph(self.root), None, None
+            check_graph(graph, self._source)
         elif self.path is not None:
             graph, classes, features = self._load(self.path, self.edges_path)
         else:
@@ -359,7 +360,6 @@ class NodeClassificationData(DataModule):
                 "there is no graph to train or test on; give --data.name, or --data.path FILE (--data.predict_path "
                 "FILE is enough to predict with a checkpoint)"
             )
-        check_graph(graph, self._source)
         if classes is None:
             classes = [str(number) for number in range(int(graph.y.max()) + 1)]
         if graph.edge_index.size(1) == 0:
@@ -393,6 +393,7 @@ class NodeClassificationData(DataModule):
             written=self.written,
             missing_values=self.missing_values,
         )
+        check_graph(graph, path)
         return graph, classes, features
 
     def _split(self, graph: Data) -> None:

@@ -11,7 +11,17 @@ import pyarrow.compute as pc
 
 from ika_lightning.data.messages import quote
 
-__all__ = ["MISSING", "PLAIN", "NumberFormat", "code_cells", "is_formatted", "is_number", "parse_numbers"]
+__all__ = [
+    "MISSING",
+    "PLAIN",
+    "NumberFormat",
+    "find_code",
+    "is_formatted",
+    "is_number",
+    "number_cells",
+    "parse_numbers",
+    "starts_with_number",
+]
 
 MISSING = frozenset({"", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "None"})
 """Cells that say in a column of numbers that nothing is known (blanks around them do not count)."""
@@ -23,9 +33,12 @@ _NOT_FINITE = r"(?i:[+-]?(?:nan|inf|infinity))"
 _CODE = r"0[0-9]+|[0-9]+(?:_[0-9]+)+|[+-]?[0-9]{16,}"
 # Signs between groups of digits: commas, points, apostrophes or blanks, but one kind in a number.
 _GROUPS = (",", r"\.", "['’]", "[ \u00a0\u202f]")
-_GROUPED = "|".join(rf"[+-]?[0-9]{{1,3}}(?:{sign}[0-9]{{2,3}})+(?:[.,][0-9]+)?" for sign in _GROUPS)
-_FORMATTED = re.compile(rf"(?:{_GROUPED}|[+-]?[0-9]*[.,]?[0-9]+)")
-_SIGNS = "$€£¥₹%‰ \u00a0\u202f"
+_GROUPED = "|".join(rf"\d{{1,3}}(?:{sign}\d{{2,3}})+(?:[.,]\d+)?" for sign in _GROUPS)
+# Minus may be a sign of its own, and accountants put it behind the digits, or the digits into brackets.
+_FORMATTED = re.compile(rf"[+\-\u2212]?(?:{_GROUPED}|\d*[.,]?\d+)[\-\u2212]?")
+_SIGNS = "$€£¥₹%‰() \u00a0\u202f"
+# A sign or two, perhaps the three letters of a currency, and a digit of any script.
+_START = r"[^\pL\pN]{0,2}(?:[A-Z]{3} ?)?[^\pL\pN]?\pN(?s:.*)"
 
 
 class NumberFormat(NamedTuple):
@@ -92,17 +105,41 @@ def is_number(cell: str, written: NumberFormat = PLAIN) -> bool:
     return written.parse(cell.strip()) is not None
 
 
-def code_cells(cells: pd.Series) -> np.ndarray:
-    """Which cells are digits that are no number, or not only one: different codes may be one number. (r,) bool.
+def find_code(cells: pd.Series, missing: Collection[str] = MISSING) -> str | None:
+    """A cell by which a column of digits is one of codes, of which several may be one number; None if it is none.
+
+    Codes have zeros in front, underscores, or more digits than a number keeps apart. Digits with zeros in front are a
+    number's after all if others of the column have a sign or a fraction.
+
+    Args:
+        cells: The column.
+        missing: Cells that say that nothing is known.
+
+    Example:
+        >>> columns = ["70", "007"], ["70", "0_1"], ["07", "0.5"]
+        >>> [find_code(pd.Series(column)) for column in columns]
+        ['007', '0_1', None]
+    """
+    codes = _matches(_trimmed(cells), _CODE)
+    if not codes.any():
+        return None
+    digits = cells.str.strip().str.replace("_", "")
+    if not (digits.str.fullmatch("[0-9]+") | digits.isin(missing)).all():
+        return None
+    return str(cells.iloc[int(codes.argmax())])
+
+
+def starts_with_number(cells: pd.Series) -> np.ndarray:
+    """Which cells are a number at their beginning, such as a date or an amount with its unit. (r,) bool.
 
     Args:
         cells: The cells.
 
     Example:
-        >>> code_cells(pd.Series(["007", "0_1", "1234567890123456", "0", "0.5", "70"])).tolist()
-        [True, True, True, False, False, False]
+        >>> starts_with_number(pd.Series(["5 kg", "CHF 5", "<5", "2020-01-02", "½", "A5", "five"])).tolist()
+        [True, True, True, True, True, False, False]
     """
-    return _matches(_trimmed(cells), _CODE)
+    return _matches(_trimmed(cells), _START)
 
 
 def is_formatted(cell: str) -> bool:
@@ -112,8 +149,8 @@ def is_formatted(cell: str) -> bool:
         cell: The cell.
 
     Example:
-        >>> [is_formatted(cell) for cell in ("1,185", "5,5", "12 %", "$5", "1.5", "5 kg", "2020-01-02")]
-        [True, True, True, True, False, False, False]
+        >>> [is_formatted(cell) for cell in ("1,185", "5,5", "12 %", "$5", "(5)", "1.5", "5 kg", "2020-01-02")]
+        [True, True, True, True, True, False, False, False]
     """
     bare = cell.strip().strip(_SIGNS)
     return not is_number(cell) and bool(_FORMATTED.fullmatch(bare))

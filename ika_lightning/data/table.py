@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from ika_lightning.data.cells import Cells, format_of, read_cells, read_text
+from ika_lightning.data.cells import Cells, check_separator, format_of, read_cells, read_text
 from ika_lightning.data.files import without_garbage_collection
 from ika_lightning.data.messages import closest, quote, quoted, say
 from ika_lightning.data.numbers import is_number
@@ -96,11 +96,7 @@ def _same_width(cells: Cells, path: object) -> Iterator[list[str]]:
     first = next(cells.rows, None)
     if first is None:
         raise ValueError(f"{path} is empty; it should have a header and rows")
-    if len(first[1]) == 1 and (other := next((sign for sign in ";\t|," if sign in first[1][0]), None)):
-        raise ValueError(
-            f"{path}: the first line has one cell, {quote(first[1][0])}, if {cells.separator!r} separates cells; if it "
-            f"is another sign, such as {other!r}, say so with --data.separator {quote(other)}"
-        )
+    check_separator(first[1], cells.separator, path)
     yield first[1]
     for number, (_, row) in enumerate(cells.rows, 1):
         if len(row) != len(first[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -322,13 +323,13 @@ class TextClassificationData(DataModule):
                 "there are no texts to split; give --data.name, or --data.path FILE (--data.test_path FILE is enough "
                 "to test a checkpoint)"
             )
-        for part, path in (("val", self.val_path), ("test", self.test_path)):
-            if path is not None:
-                parts[part] = self._read_own(path)
-
         whole = parts["train"]
         assert whole is not None
         classes = _in_order(set(whole.labels))
+        for part, path in (("val", self.val_path), ("test", self.test_path)):
+            if path is not None:
+                parts[part] = self._read_own(path, classes)
+
         if len(classes) < 2:
             raise ValueError(f"{whole.source} has one class only, {classes[0]!r}; a classifier needs two or more")
         labels = np.array([classes.index(label) for label in whole.labels])
@@ -353,8 +354,8 @@ class TextClassificationData(DataModule):
         parts |= {part: whole.take(chosen.tolist()) for part, chosen in held_out.items()}
         return {part: rows for part, rows in parts.items() if rows is not None}
 
-    def _read_own(self, path: str) -> Labelled:
-        rows = read_labelled(path, *self.columns, self.separator)
+    def _read_own(self, path: str, known: Collection[str] = ()) -> Labelled:
+        rows = read_labelled(path, *self.columns, self.separator, known)
         say(rows.summary)
         if markers := sorted(set(rows.labels) & MISSING):
             say(f"{path}: the label {markers[0]!r} is read as a class; leave out rows without a label")

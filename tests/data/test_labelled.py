@@ -22,15 +22,18 @@ def read(path: str, *columns):
 
 class TestTsv:
     def test_a_row_is_split_at_its_first_tab_only(self, save):
-        assert read(save("a\tone\ttwo\nb\t three \n")) == [("a", "one\ttwo"), ("b", " three ")]
+        assert read(save("a\tone\ttwo\nb\t three \n"), 1, 2) == [("a", "one\ttwo"), ("b", " three ")]
 
     def test_quotes_and_exotic_line_ends_are_text(self, save):
-        assert read(save('a\t"one\nb\ttwo\x85\u2028three\x1c\n')) == [("a", '"one'), ("b", "two\x85\u2028three\x1c")]
+        assert read(save('a\t"one\nb\ttwo\x85\u2028three\x1c\n'), 1, 2) == [
+            ("a", '"one'),
+            ("b", "two\x85\u2028three\x1c"),
+        ]
 
     def test_crlf_byte_order_mark_blank_lines_and_gzip(self, save):
         rows = save(gzip.compress("\ufeffa\tone\r\n\r\nb\ttwo\r\n".encode()), "ROWS.TSV.gz")
-        assert read(rows) == [("a", "one"), ("b", "two")]
-        assert read_labelled(rows).lines == [1, 3]
+        assert read(rows, 1, 2) == [("a", "one"), ("b", "two")]
+        assert read_labelled(rows, 1, 2).lines == [1, 3]
 
     def test_header(self, save):
         assert read(save("id\ttext\tlabel\n7\tone\ta\n")) == [("a", "one")]
@@ -42,10 +45,11 @@ class TestTsv:
         assert read(save("1\t2\na\tone\n"), "1", "2") == [("a", "one")]
 
     def test_empty_text_is_kept(self, save):
-        assert read(save("a\t\nb\tx\n")) == [("a", ""), ("b", "x")]
+        assert read(save("a\t\nb\tx\n"), 1, 2) == [("a", ""), ("b", "x")]
 
     def test_right_to_left_and_emoji(self, save):
-        assert read(save("he\tשלום עולם\nno\t🤷🏽‍♀️ \u200f\n")) == [("he", "שלום עולם"), ("no", "🤷🏽‍♀️ \u200f")]
+        rows = save("he\tשלום עולם\nno\t🤷🏽‍♀️ \u200f\n")
+        assert read(rows, 1, 2) == [("he", "שלום עולם"), ("no", "🤷🏽‍♀️ \u200f")]
 
 
 class TestCsv:
@@ -55,13 +59,13 @@ class TestCsv:
         assert read_labelled(rows).lines == [2, 5]
 
     def test_without_header(self, save):
-        assert read(save("a,one\nb,two\n", "rows.csv")) == [("a", "one"), ("b", "two")]
+        assert read(save("a,one\nb,two\na,three\n", "rows.csv")) == [("a", "one"), ("b", "two"), ("a", "three")]
 
 
 class TestJsonl:
     def test_objects(self, save):
         rows = save('{"text": "one\\ttwo", "label": 3}\n\n{"label": true, "text": ""}\n', "rows.jsonl")
-        assert read(rows) == [("3", "one\ttwo"), ("True", "")]
+        assert read(rows) == [("3", "one\ttwo"), ("true", "")]
 
     def test_named_keys(self, save):
         assert read(save('{"y": "a", "x": "one"}', "rows.jsonl"), "y", "x") == [("a", "one")]
@@ -71,11 +75,11 @@ WRONG = {
     "empty": ("", "rows.tsv", (), r"rows\.tsv is empty"),
     "empty csv": ("", "rows.csv", (), r"rows\.csv is empty"),
     "header only": ("label\ttext\n", "rows.tsv", (), r"rows\.tsv is empty"),
-    "no tab": ("a\tone\nb two\n", "rows.tsv", (), r"line 2: 1 columns where 2 are needed; .* by a tab"),
-    "no comma": ("a\nb\n", "rows.csv", (), r"line 1: 1 columns where 2 are needed; .* by a comma"),
-    "unquoted comma": ("a,one\nb,two, three\n", "rows.csv", (), r"line 2: 3 cells where the first line has 2; put"),
+    "no tab": ("a\tone\nb two\n", "rows.tsv", (1, 2), r"line 2: 1 columns where 2 are needed; .* by a tab"),
+    "no comma": ("a\nb\n", "rows.csv", (1, 2), r"line 1: 1 columns where 2 are needed; .* by a comma"),
+    "unquoted comma": ("a,one\nb,two, three\n", "rows.csv", (1, 2), r"line 2: 3 cells where the first line has 2; put"),
     "open quote": ('a,one\nb,"two\n', "rows.csv", (), r"line 2: unexpected end of data; check the quotes"),
-    "no label": ("a\tone\n\ttwo\n", "rows.tsv", (), r"line 2: the label is empty; fill it in"),
+    "no label": ("a\tone\n\ttwo\n", "rows.tsv", (1, 2), r"line 2: the label is empty; fill it in"),
     "not utf-8": (b"a\tone\nb\ttw\xf6\n", "rows.tsv", (), r"line 2: byte 0xf6 is not UTF-8; save the file"),
     "not gzip": (b"a\tone\n", "rows.tsv.gz", (), r"no complete gzip file"),
     "not json": ('{"label": 1, "text": "a"}\n{label: 1}\n', "rows.jsonl", (), r"line 2: not JSON .*write an object"),
@@ -86,6 +90,7 @@ WRONG = {
     "mixed": ("a\tone\n", "rows.tsv", ("label", 2), r"both be names or both be positions, got 'label' and 2"),
     "same position": ("a\tone\n", "rows.tsv", (2, None), r"two different positions, from 1, got 2 and None"),
     "position 0": ("a\tone\n", "rows.tsv", (0, 1), r"positions"),
+    "old line ends": ("a\tone\rb\ttwo\r", "rows.tsv", (), r"rows\.tsv: lines end in \\r alone.*save the file with"),
     "unknown kind": ("a\tone\n", "rows.xls", (), r"its name should end in \.tsv, \.csv or \.jsonl"),
 }
 
@@ -134,8 +139,21 @@ class TestFirstLine:
             "class,category,text\nham,a,hello\nham,b,there\n",
             "1,ham,hello\n2,ham,there\n",
             "".join(f"text {n},ham\n" for n in range(30)),
+            "v1,v2\nham,hello\nspam,win\n",
+            "ham,hello\nspam,win\n",
+            "Kommentar,Klasse\n",
         ],
-        ids=["v1", "one usual name", "index", "two labels", "three columns", "all labels different"],
+        ids=[
+            "v1",
+            "one usual name",
+            "index",
+            "two labels",
+            "three columns",
+            "all labels different",
+            "a few rows",
+            "perhaps a few rows",
+            "one line",
+        ],
     )
     @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
     def test_what_is_unclear_is_refused(self, save, content, name):
@@ -151,6 +169,12 @@ class TestFirstLine:
         with pytest.raises(ValueError, match=r"is the first line, 'label,text', a header or a row"):
             read(save("label,text\n" + self.rows, "rows.csv"), 1, 2)
 
+    def test_a_known_label_settles_it(self, save):
+        path = save("ham,hello\nspam,win\n", "rows.csv")
+        assert read_labelled(path, known=["ham", "eggs"]).texts == ["hello", "win"]
+        with pytest.raises(ValueError, match=r"is the first line, 'ham,hello', a header or a row"):
+            read_labelled(path, known=["spam", "eggs"])
+
     def test_one_line_says_how_it_was_read(self, save):
         assert read_labelled(save(self.rows, "rows.csv")).summary.partition(": ")[2] == (
             "no header, label in column 1, text in column 2; 4 rows of 2 classes: 'ham' 2, 'spam' 2"
@@ -165,7 +189,8 @@ class TestFirstLine:
 
     def test_separators(self, save, capsys):
         semicolons = save(self.rows.replace(",", ";"), "rows.csv")
-        with pytest.raises(ValueError, match=r"1 columns where 2 are needed; separate label and text by a comma"):
+        message = r"the first line has one cell, 'ham;hello there', if ',' separates cells; .* --data\.separator ';'"
+        with pytest.raises(ValueError, match=message):
             read(semicolons)
         assert read_labelled(semicolons, separator=";").labels == ["ham", "spam", "ham", "spam"]
         assert read_labelled(semicolons, separator="auto").labels == ["ham", "spam", "ham", "spam"]
@@ -183,8 +208,9 @@ class TestFirstLine:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"label": null, "text": "x"}', "line 2: the label is None, no class; fill it in"),
-        ('{"label": NaN, "text": "x"}', "line 2: the label is nan, no class"),
+        ('{"label": null, "text": "x"}', "line 2: the label is null, no class; fill it in"),
+        ('{"label": NaN, "text": "x"}', "line 2: the label is NaN, no class"),
+        ('{"label": -1e999, "text": "x"}', "line 2: the label is -Infinity, no class"),
         ('{"label": ["a"], "text": "x"}', r"line 2: 'label' should be one label, a string or a number, got \['a'\]"),
         ('{"label": {"a": 1}, "text": "x"}', "line 2: 'label' should be one label"),
         ('{"label": "", "text": "x"}', "line 2: the label is empty"),
@@ -218,7 +244,6 @@ class TestTexts:
             ("new.csv", 'id,Text\n1,"one, two"\n2,"three\n"\n'),
             ("new.tsv", "id\ttext\n1\tone, two\n"),
             ("new.jsonl", '{"id": 1, "text": "one, two"}\n'),
-            ("new.csv", '"one, two"\nthree\n'),
         ],
     )
     def test_columns_of_texts(self, save, name, content):
@@ -226,13 +251,25 @@ class TestTexts:
 
     def test_named_columns(self, save):
         assert read_texts(save("id,body\n1,one\n", "new.csv"), "body") == ["one"]
+        assert read_texts(save("1,one\n2,two\n", "new.csv"), 2) == ["one", "two"]
+
+    def test_a_file_of_one_column(self, save, capsys):
+        path = save('"one, two"\nthree\n', "new.csv")
+        assert read_texts(path, "one, two") == ["three"]
+        # 2 may be where labelled texts were read
+        for position in (1, 2, "1"):
+            assert read_texts(path, position) == ["one, two", "three"]
+        assert f"{path}: no header, texts in column 1; 2 texts" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=r"is the first line, 'one, two', a header or a text\? If it is a header"):
+            read_texts(path)
 
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("new.csv", "a,b\n1,2\n", r"which column has the texts\? None has a usual name in the first line, 'a,b'"),
+            ("new.csv", "a,b\n1,2\n", r"is the first line, 'a,b', a header or a text\? If .* as in --data\.text NAME"),
             ("new.csv", "", "is empty; it should have a text in each line"),
-            ("new.csv", "label,text\na\n", "a row has 1 cells, 'a', and no text"),
+            ("new.csv", "label,text\na\n", "a row has 1 cells, 'a', and no text, which is in column 2"),
+            ("new.txt", "a\rb\rc\r", r"lines end in \\r alone"),
             (
                 "new.jsonl",
                 '{"text": "a"}\n{"txt": "b"}',

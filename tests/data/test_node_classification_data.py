@@ -505,6 +505,20 @@ class TestEdgesWithoutAHeader:
         with pytest.raises(ValueError, match=r"is line 1, '.*', a header or an edge\? Say which with --data.edges"):
             edges(first, *(f"{edge},1" if "weight" in first else edge for edge in self.ring))
 
+    def test_a_header_is_said(self, edges, capsys):
+        assert edges("paper,cites", *self.ring, undirected=False)._graph.edge_index.size(1) == NODES
+        assert "line 1, 'paper', 'cites', is read as a header, as it names no node" in capsys.readouterr().err
+
+    def test_edges_that_occur_twice_with_other_features_are_said(self, edges, capsys):
+        graph = edges("n0,n1,1", "n1,n0,3", "n1,n2,7", "n1,n2,7", "n3,n3,1", "n3,n3,2")._graph
+        assert graph.edge_index.tolist() == [[0, 1, 1, 2, 3], [1, 0, 2, 1, 3]]
+        assert graph.edge_attr.flatten().tolist() == [2.0, 2.0, 7.0, 7.0, 1.5]
+        assert "2 edges occur more than once, in either direction, with other features" in capsys.readouterr().err
+
+    def test_one_column(self, edges):
+        with pytest.raises(ValueError, match="has one column; it needs two, the source and the target of each edge"):
+            edges("n0", "n1")
+
     def test_the_option_settles_it(self, edges):
         assert edges("n0,n1", *self.ring, edges_header=True, undirected=False)._graph.edge_index.size(1) == NODES
         with pytest.raises(ValueError, match="row 1: there is no node 'nobody'"):
@@ -530,6 +544,11 @@ class TestCellsOfTables:
         with pytest.raises(ValueError, match="row 8: column 'height' is a feature, but '1_0' is not a number"):
             fitted(**tables(height=["1_0" if row == 7 else str(row) for row in range(NODES)]))
 
+    @pytest.mark.parametrize("code", ["007", "9007199254740993"])
+    def test_codes_are_no_numbers(self, tables, code):
+        with pytest.raises(ValueError, match=rf"column 'height' is a feature, but '{code}' is a code and no number"):
+            fitted(**tables(height=[*map(str, range(NODES - 1)), code]))
+
     def test_a_node_without_a_name(self, tables):
         with pytest.raises(ValueError, match="row 3: the node has no name"):
             fitted(**tables(node=["" if row == 2 else f"n{row}" for row in range(NODES)]))
@@ -545,7 +564,9 @@ class TestCellsOfTables:
 class TestSavedAttributes:
     edges = 2 * NODES
 
-    @pytest.mark.parametrize("shape", [(NODES,), (NODES, 2), (1,), (0, 3), (1, 2 * NODES), (2 * NODES, 1, 1), ()])
+    @pytest.mark.parametrize(
+        "shape", [(NODES,), (NODES, 2), (1,), (0, 3), (1, 2 * NODES), (2 * NODES, 1, 1), (), (2 * NODES, 0)]
+    )
     def test_features_of_edges_that_do_not_fit(self, save, shape):
         with pytest.raises(ValueError, match=rf"edge_attr must have a row for each of the {self.edges} edges, of "):
             fitted(path=save(edge_attr=torch.ones(shape)))
@@ -566,6 +587,15 @@ class TestSavedAttributes:
         [
             ({"x": torch.ones(NODES, 2, dtype=torch.float64) * 1e300}, "feature 0 of node 0 is inf"),
             ({"x": torch.ones(NODES, 2, dtype=torch.complex64)}, "x must be numbers"),
+            (
+                {"x": torch.ones(NODES, 0)},
+                rf"x must be numbers .* one of each at least, got torch.float32 \({NODES}, 0\)",
+            ),
+            (
+                dict.fromkeys(["y", "train_mask", "val_mask", "test_mask"])
+                | {"x": torch.ones(0, 2), "edge_index": torch.zeros(2, 0, dtype=torch.long)},
+                r"x must be numbers .* one of each at least, got torch.float32 \(0, 2\)",
+            ),
             ({"num_nodes": NODES + 1}, rf"num_nodes is {NODES + 1}, but x has {NODES} rows"),
             ({"y": torch.ones(NODES, 1, dtype=torch.long)}, "y must be a whole number for each node"),
             ({"y": torch.ones(NODES, dtype=torch.bool)}, "y must be a whole number for each node"),
@@ -585,5 +615,7 @@ class TestSavedAttributes:
         assert "'edge_weight', 'pos' of the graph is not used; what is used is called x" in capsys.readouterr().err
 
     def test_masks_that_overlap(self, save):
-        with pytest.warns(UserWarning, match="12 nodes are in train_mask and in test_mask; figures measured on them"):
+        with pytest.warns(UserWarning) as warned:
             fitted(path=save(test_mask=torch.arange(NODES) < 12))
+        message = "12 nodes are in train_mask and in test_mask; figures measured on them flatter the model"
+        assert [str(warning.message).partition(": ")[2] for warning in warned] == [message]

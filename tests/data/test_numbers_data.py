@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ika_lightning.data.encoders import TableEncoder
-from ika_lightning.data.numbers import PLAIN, NumberFormat, code_cells, is_formatted, is_number, number_cells
+from ika_lightning.data.numbers import PLAIN, NumberFormat, find_code, is_formatted, is_number, number_cells
 
 NUMBERS = ["0", "-1", "+2", "1.", ".5", "1e5", "1E-5", " 7 ", "00.5", "123.456e2"]
 TEXTS = [
@@ -72,14 +72,23 @@ class TestNumbers:
             NumberFormat(*written).check()
 
     def test_formatted(self):
-        formatted = ["1,185", "5,5", "12 %", "12%", "$5", "5 €", "1 000", "1\u00a0000,5", "1'000", "1.185,50", "-3,5"]
+        formatted = ["1,185", "5,5", "12 %", "12%", "$5", "5 €", "1 000", "1\u00a0000,5", "1'000", "1.185,50", "-3,5",
+                     "\u22125", "\u22121,5", "(5)", "(1,234.50)", "5-", "1.000,00-", "\u0661\u0662",
+                     "\uff11\uff12"]  # fmt: skip
         assert [cell for cell in formatted if not is_formatted(cell)] == []
         others = ["5", "1.5", "2020-01-05", "12:30", "5 kg", "", "%", "1.2.3.4", "a,5", "1,2,3", "NA"]
         assert [cell for cell in others if is_formatted(cell)] == []
 
-    def test_codes(self):
-        codes = pd.Series(["007", "0_1", "1_0", "00", "9007199254740993", "0", "10", "0.5", "-7", "1e5", "A1"])
-        assert code_cells(codes).tolist() == [True] * 5 + [False] * 6
+    @pytest.mark.parametrize("code", ["007", "0_1", "1_0", "00", "9007199254740993"])
+    def test_codes(self, code):
+        assert find_code(pd.Series(["10", "", code, "NA", code + "0"])) == code
+        for other in ("0.5", "-7", "1e5", "A1", "-"):
+            assert find_code(pd.Series([code, other])) is None
+        assert find_code(pd.Series([code, "-"]), missing=["-"]) == code
+
+    @pytest.mark.parametrize("cell", ["0", "10", "0.5", "-7", "1e5", "A1", ""])
+    def test_no_codes(self, cell):
+        assert find_code(pd.Series([cell])) is None
 
 
 def fit(cells: list[str], **options) -> TableEncoder:
@@ -102,11 +111,35 @@ class TestColumns:
 
     @pytest.mark.parametrize(
         "cells",
-        [["1,185", "950", "2,001"], ["5,5", "3,2"], ["12 %", "7 %", "3 %"], ["$5", "$6"], ["5", "6,5", "n.a.", "7,5"]],
+        [
+            ["1,185", "950", "2,001"],
+            ["5,5", "3,2"],
+            ["12 %", "7 %", "3 %"],
+            ["$5", "$6"],
+            ["5", "6,5", "n.a.", "7,5"],
+            ["\u22125", "6", "\u22127"],
+            ["(5)", "6", "(7)"],
+            ["5-", "6-"],
+            ["\u0661", "\u0662"],
+        ],
     )
     def test_numbers_in_an_unknown_format_are_refused(self, cells):
         with pytest.raises(ValueError, match=r"t.csv, row [12]: '.*' in column 'x' is a number that .*--data.decimal"):
             fit(cells)
+
+    @pytest.mark.parametrize(
+        "cells",
+        [["5 kg", "6 kg"], ["CHF 5", "CHF 6"], ["12:30", "13:00"], ["1/2", "3/4"], ["<5", "<7", "9"], ["2k", "3k"]],
+    )
+    def test_text_that_may_be_numbers_is_told(self, cells, capsys):
+        assert fit(cells).feature_names == [f"x={cell}" for cell in sorted(cells)]
+        assert capsys.readouterr().err == (
+            f"t.csv: column 'x' is read as text, a category each, and not as numbers, as it has {cells[0]!r}\n"
+        )
+
+    def test_of_other_text_nothing_is_said(self, capsys):
+        fit(["A5", "B6", "room 7", "-", "5 kg"])
+        assert capsys.readouterr().err == ""
 
     def test_the_format_settles_it(self):
         encoder = fit(["1.185,5", "950", "2.001"], written=NumberFormat(",", "."))

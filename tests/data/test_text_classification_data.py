@@ -313,7 +313,7 @@ class TestWrongFiles:
     def test_too_few(self, tmp_path):
         (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n")
         with pytest.raises(ValueError, match="has 2 rows of 2 classes, too few to hold out any of them; give more"):
-            fitted(str(tmp_path / "rows.tsv"))
+            fitted(str(tmp_path / "rows.tsv"), label=1, text=2)
 
     def test_a_label_that_training_never_had(self, write, tmp_path):
         (tmp_path / "val.tsv").write_text("a\tone\n\nd\tother\n")
