@@ -22,9 +22,11 @@ expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 
 with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
 Gaussian leaves, and its error is no larger than a.
 
-For a in [0, 1] the kernel is positive semi-definite, as a product of such. Training is free to leave that range: a
-constraint would stop at its end, where every layer that starts as dot-product attention is. Weights are a square plus
-the floor, and stay positive whatever a is; with a negative one, a head prefers what is *not* similar in its features.
+For a in [0, 1] the kernel is positive semi-definite, as a product of such, so that is where training keeps it. What is
+learned is a number b that may be any, and is folded: a is b from 0 to 1, falls from 1 to 2, and so on, a wave that has a
+slope everywhere. So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid
+would not reach the end, and a bound would hold there. A negative a would be a poor smaller s, in whose place training
+takes it if it may: weights of all that is not similar grow.
 """
 
 from __future__ import annotations
@@ -115,15 +117,23 @@ class Core(nn.Module):
         self.spectrum = spectrum
         self.magnitude = Magnitude(num_heads, p)
         self.start_share = share
-        self.share = None if share is None else nn.Parameter(torch.full((num_heads,), float(share)))
+        self.free_share = None if share is None else nn.Parameter(torch.full((num_heads,), float(share)))
         self.backend = check_backend(backend)
         self.regulariser = Regulariser()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
         reset_children(self)
-        if self.share is not None and self.start_share is not None:
-            nn.init.constant_(self.share, self.start_share)
+        if self.free_share is not None and self.start_share is not None:
+            nn.init.constant_(self.free_share, self.start_share)
+
+    @property
+    def share(self) -> Tensor | None:
+        """The a of each head, (h,), in [0, 1]; None where it is fixed, at 1 with a spectrum alone, at 0 without any."""
+        if self.free_share is None:
+            return None
+        place = self.free_share.remainder(2.0)
+        return torch.where(place <= 1.0, place, 2.0 - place)
 
     @property
     def p(self) -> float | Tensor:
@@ -318,7 +328,7 @@ class Core(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, backend={self.backend!r}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if self.share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
+        if self.free_share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
             add_exact_part(state_dict, prefix, self.num_heads, self.spectrum)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
