@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from ika_lightning.attention.backends import Call, check_backend
+from ika_lightning.attention.backends.call import with_atom
 from ika_lightning.attention.backends.linear_state import LinearState
 from ika_lightning.attention.backends.reference import log_weight_attention
 from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys
@@ -173,6 +174,10 @@ class Core(nn.Module):
             mask: What of it concerns keys alone is encoded with them; of the rest it only matters whether there is any.
             feature_map: That of earlier keys of the same sequences, instead of one from the spectrum.
         """
+        if mask.keys is not None:
+            mask.of_keys().check(1, key.size(-2))
+            # before anything is made of it: zero weight times NaN would still be NaN
+            key, value = (x.masked_fill(~mask.keys.mT, 0.0) for x in (key, value))
         if self.spectrum is None and self.kernel is None:
             return EncodedKeys(value, key, mask=mask.of_keys())
         with torch.autocast(key.device.type, enabled=False):
@@ -181,7 +186,7 @@ class Core(nn.Module):
             if self.spectrum is not None:
                 if feature_map is None:
                     feature_map, value = self.sample(self.pool(key, mask), value)
-                features = self.features_of_keys(feature_map, key)
+                features = _checked(feature_map(key), key)
             log_magnitude = self.key_log_magnitude(key)
         kept = None if self.kernel is None else key
         return EncodedKeys(value, kept, features, log_magnitude, mask.of_keys(), feature_map)
@@ -214,12 +219,14 @@ class Core(nn.Module):
             if self.kernel is not None or self.spectrum is not None:
                 query = at_least_float32(query)
             if keys.feature_map is not None:
-                features = self.features_of_queries(keys.feature_map, query)
+                features = _checked(keys.feature_map(query), query)
             scaled = None if keys.key is None else self.scaled_query(query)
         call = Call(
             scaled, keys.key, features, keys.features, keys.value, keys.log_magnitude,
-            mask, dropout_p, FLOOR, need_weights,
+            mask, dropout_p, FLOOR, need_weights, self._share_of(query),
         )  # fmt: skip
+        if mask.pairs is not None or (mask.causal and keys.length > query.size(-2)):
+            call = call.without_unattended()
         return attend(call, self.backend if backend is None else backend)
 
     def attend_fixed(self, query: Tensor, keys: EncodedKeys, *, dropout_p: float = 0.0) -> Tensor:
@@ -290,19 +297,6 @@ class Core(nn.Module):
             squared * (1.0 - precision) if self.magnitude.fixed_p == 2.0 else self.magnitude(key) - squared * precision
         )
 
-    def features_of_keys(self, feature_map: FeatureMap, key: Tensor) -> Tensor:
-        r"""Return :math:`\psi(k)`, with a one for the atom if there is one; (..., h, m, R)."""
-        features = _checked(feature_map(key), key)
-        return features if self.share is None else torch.cat([features, torch.ones_like(features[..., :1])], -1)
-
-    def features_of_queries(self, feature_map: FeatureMap, query: Tensor) -> Tensor:
-        r"""Return :math:`a \phi(q)`, with :math:`1 - a` for the atom if there is one; (..., h, n, R)."""
-        features = _checked(feature_map(query), query)
-        if self.share is None:
-            return features
-        share = self.share.to(features.dtype)[:, None, None]
-        return torch.cat([share * features, (1.0 - share).expand_as(features[..., :1])], -1)
-
     def log_similarity(self, x: Tensor, y: Tensor, feature_map: FeatureMap | None) -> Tensor:
         """Return the logarithm of the whole similarity between points.
 
@@ -318,7 +312,7 @@ class Core(nn.Module):
             return -squared_distance(x, y) / (2.0 * math.sqrt(x.size(-1)))
         logarithm: Tensor | float = 0.0 if self.kernel is None else self.kernel(x, y)
         if feature_map is not None:
-            product = self.features_of_queries(feature_map, x) @ self.features_of_keys(feature_map, y).mT
+            product = with_atom(feature_map(x) @ feature_map(y).mT, self._share_of(x))
             logarithm = logarithm + (product.square() + FLOOR).log()
         assert isinstance(logarithm, Tensor)
         return logarithm
@@ -331,6 +325,10 @@ class Core(nn.Module):
         if self.free_share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
             add_exact_part(state_dict, prefix, self.num_heads, self.spectrum)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _share_of(self, query: Tensor) -> Tensor | None:
+        """The share as it broadcasts with weights, (h, 1, 1)."""
+        return None if self.share is None else self.share.to(query.dtype)[:, None, None]
 
     def _attend_by_formula(
         self, kernel: Kernel, query: Tensor, keys: EncodedKeys, mask: Mask, dropout_p: float, need_weights: bool
@@ -367,7 +365,7 @@ class Core(nn.Module):
             )
         assert new.feature_map is not None
         with torch.autocast(query.device.type, enabled=False):
-            features = self.features_of_queries(new.feature_map, at_least_float32(query))
+            features = _checked(new.feature_map(at_least_float32(query)), query)
         outs = []
         # causal within the call, too
         for t in range(new.length):
