@@ -22,11 +22,10 @@ expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 
 with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
 Gaussian leaves, and its error is no larger than a.
 
-For a in [0, 1] the kernel is positive semi-definite, as a product of such, so that is where training keeps it. What is
-learned is a number b that may be any, and is folded: a is b from 0 to 1, falls from 1 to 2, and so on, a wave that has a
-slope everywhere. So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid
-would not reach the end, and a bound would hold there. A negative a would be a poor smaller s, in whose place training
-takes it if it may: weights of all that is not similar grow.
+For a in [0, 1] the kernel is positive semi-definite, as a product of such, so there training keeps it. What is learned is
+any number, which is folded: a is that number from 0 to 1, falls from 1 to 2, and so on, a wave with a slope everywhere.
+So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid would not reach the
+end, and a bound would hold there.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from ika_lightning.attention.mask import Mask
 from ika_lightning.attention.operation import FLOOR, attend
 from ika_lightning.attention.regulariser import Regulariser
 from ika_lightning.attention.saved import add_exact_part
-from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum, mean_key
 from ika_lightning.attention.start import reset_children
 
 _ALL = Mask()
@@ -375,22 +374,6 @@ class Core(nn.Module):
             )
             outs.append(cache.state.read(features[..., row, :], FLOOR))
         return torch.cat(outs, -2).to(query.dtype), cache
-
-
-def mean_key(key: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Average the keys that may be attended to; zeros if there are none.
-
-    Shapes:
-        key (b, h, m, d); allowed broadcastable to (b, h, 1, m), True = may attend; the result (b, h, d).
-
-    Example:
-        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[True, False]]]]))
-        tensor([[[1.]]])
-    """
-    if allowed is None:
-        return key.sum(-2) / max(key.size(-2), 1)
-    chosen = allowed.mT
-    return key.masked_fill(~chosen, 0.0).sum(-2) / chosen.sum(-2).clamp_min(1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

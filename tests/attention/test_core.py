@@ -26,9 +26,10 @@ from ika_lightning.attention import (
     Spectrum,
     Yaglom,
 )
-from ika_lightning.attention.core import at_least_float32, mean_key
+from ika_lightning.attention.core import at_least_float32
 from ika_lightning.attention.kernels import Kernel
 from ika_lightning.attention.mask import Mask
+from ika_lightning.attention.spectrum import mean_key
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 3, 5, 7, 11, 4
 INF, NAN = math.inf, math.nan

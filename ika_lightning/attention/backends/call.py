@@ -18,8 +18,8 @@ class Call:
     .. math::
         w_{ij} = e^{q_i \cdot k_j + \text{mag}_j} \bigl((1 - a + a\, \phi_i \cdot \psi_j)^2 + \text{floor}\bigr)
 
-    Keys that no query may attend to are rows of zeros, their values too: zero weight times NaN would still be NaN. Whoever
-    makes a call sees to it, by :meth:`without_unattended` or earlier.
+    Keys that no query may attend to are rows of zeros, their values too: zero weight times NaN would still be NaN.
+    Whoever makes a call sees to it, by :meth:`without_unattended` or earlier.
 
     Args:
         query: :math:`q`; None, with the key, if there is no exponent.
