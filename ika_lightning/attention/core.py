@@ -22,10 +22,10 @@ expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 
 with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
 Gaussian leaves, and its error is no larger than a.
 
-For a in [0, 1] the kernel is positive semi-definite, as a product of such, so there training keeps it. What is learned is
-any number, which is folded: a is that number from 0 to 1, falls from 1 to 2, and so on, a wave with a slope everywhere.
-So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid would not reach the
-end, and a bound would hold there.
+For a in [0, 1] the kernel is positive semi-definite, as a product of such, so there training keeps it. What is learned
+is any number, which is folded: a is that number from 0 to 1, falls from 1 to 2, and so on, a wave with a slope
+everywhere. So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid would
+not reach the end, and a bound would hold there.
 """
 
 from __future__ import annotations

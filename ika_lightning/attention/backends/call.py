@@ -188,7 +188,7 @@ def with_atom(product: Tensor, share: Tensor | None) -> Tensor:
         >>> with_atom(torch.tensor([0.5]), torch.tensor([0.5]))
         tensor([0.7500])
     """
-    return product if share is None else torch.lerp(torch.ones_like(product[..., :1, :1]), product, share)
+    return product if share is None else torch.lerp(product.new_ones(()), product, share)
 
 
 def nonzero(x: Tensor) -> Tensor:
