@@ -11,10 +11,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from ika_lightning.data.files import decode, split_lines
 from ika_lightning.data.messages import quote, quoted, say
 
-__all__ = ["Cells", "check_format", "check_separator", "compress", "format_of", "pack", "read_cells", "read_text"]
+__all__ = [
+    "Cells",
+    "check_format",
+    "check_separator",
+    "compress",
+    "format_of",
+    "pack",
+    "read_cells",
+    "read_text",
+    "to_numbers",
+]
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
@@ -203,6 +215,7 @@ def pack(columns: Mapping[str, Sequence[Any]], path: str | Path) -> bytes:
 
     Args:
         columns: A sequence of cells for each name of a column, all of one length. Only JSONL tells numbers from text.
+            None is an empty cell, and ``null`` in JSONL.
         path: Where they will go: a ``.tsv`` is separated by tabs, a ``.jsonl`` has an object in each line, and
             anything else is CSV.
 
@@ -220,7 +233,7 @@ def pack(columns: Mapping[str, Sequence[Any]], path: str | Path) -> bytes:
     if kind == ".jsonl":
         lines = (json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows)
         return compress("".join(f"{line}\n" for line in lines), path)
-    table = [[*columns], *([str(cell) for cell in row] for row in rows)]
+    table = [[*columns], *(["" if cell is None else str(cell) for cell in row] for row in rows)]
     separator, special = ("\t", '\t"\r\n') if kind == ".tsv" else (",", ',"\r\n')
 
     # csv.writer leaves a lone \r without quotes before Python 3.13.
@@ -238,6 +251,20 @@ def pack(columns: Mapping[str, Sequence[Any]], path: str | Path) -> bytes:
 
     lines = (separator.join(map(written, *pair)) for pair in zip(table, quotes, strict=True))
     return compress("".join(f"{line}\n" for line in lines), path)
+
+
+def to_numbers(values: Tensor) -> list[float]:
+    """Numbers for :func:`pack`, whose text is the shortest that reads back the same in the precision that they have.
+
+    Args:
+        values: (r,) floating-point.
+
+    Example:
+        >>> import torch
+        >>> to_numbers(torch.tensor([0.1, 2.0]))
+        [0.1, 2.0]
+    """
+    return [float(text) for text in values.detach().cpu().numpy().astype(str)]
 
 
 def compress(text: str, path: str | Path) -> bytes:

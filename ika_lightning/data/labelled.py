@@ -146,6 +146,7 @@ def read_texts(path: str, text: Column | None = None, separator: str | None = No
         objects = list(_objects(read_text(path, ".jsonl"), path))
         name = _key(objects[0][1], text, TEXTS) if objects else "text"
         texts = [_text_of(row, name, path, number) for number, row in objects]
+        say(f"{path}: texts in {quote(name)}; {len(texts)} texts")
     else:
         texts = _column_of_texts(_open(read_text(path, ".tsv or .csv"), path, separator), path, text)
     if not texts:

@@ -11,7 +11,7 @@ from torch_geometric.utils import subgraph
 
 from ika_lightning.data import splits
 from ika_lightning.data.base import DataModule, plain
-from ika_lightning.data.cells import pack
+from ika_lightning.data.cells import pack, to_numbers
 from ika_lightning.data.checks import check_choices, check_least, check_source
 from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
@@ -306,10 +306,12 @@ class NodeClassificationData(DataModule):
                 f"predictions must have shape {(len(names), len(classes))}, one row per node and one column per class, "
                 f"got {tuple(predictions.shape)}"
             )
-        columns = {"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]}
-        # the shortest text that reads back the same
-        for name, column in zip(classes, predictions.detach().cpu().unbind(1), strict=True):
-            columns[f"probability_{name}"] = column.numpy().astype(str).tolist()
+        columns: dict[str, list[Any]] = {
+            "node": names,
+            "label": [classes[number] for number in predictions.argmax(1).tolist()],
+        }
+        for name, column in zip(classes, predictions.unbind(1), strict=True):
+            columns[f"probability_{name}"] = to_numbers(column)
         return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ika_lightning.data import splits
 from ika_lightning.data.base import DataModule, plain
-from ika_lightning.data.cells import pack
+from ika_lightning.data.cells import pack, to_numbers
 from ika_lightning.data.checks import check_choices, check_fractions, check_least, check_source
 from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
@@ -277,9 +277,8 @@ class RegressionData(DataModule):
         assert self._predict_table is not None
         table = {name: self._predict_table[name].tolist() for name in self._predict_table.columns}
         numbers = {} if "row" in table else {"row": [*range(1, len(self._predict_table) + 1)]}
-        # the shortest text that reads back the same
-        cells = dict(zip(rows.tolist(), predictions.detach().cpu().numpy().astype(str).tolist(), strict=True))
-        predicted = {self._predicted_column(): [cells.get(row, "") for row in range(len(self._predict_table))]}
+        known = dict(zip(rows.tolist(), to_numbers(predictions), strict=True))
+        predicted = {self._predicted_column(): [known.get(row) for row in range(len(self._predict_table))]}
         return pack(numbers | table | predicted, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ika_lightning.data import splits
 from ika_lightning.data.base import DataModule, plain
-from ika_lightning.data.cells import pack
+from ika_lightning.data.cells import pack, to_numbers
 from ika_lightning.data.checks import check_fractions, check_least, check_source
 from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
@@ -274,7 +274,7 @@ class TextClassificationData(DataModule):
             "predicted_label": [self._classes[number] for number in in_order.argmax(1).tolist()],
         }
         for number, name in enumerate(self._classes):
-            columns[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
+            columns[f"probability_{name}"] = to_numbers(in_order[:, number])
         return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------

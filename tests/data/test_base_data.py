@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -109,6 +110,31 @@ class TestPredictionsAreReadBack:
         found = read_table(str(tmp_path / name))
         assert found[["x", "no\nte"]].equals(table)
         assert found["predicted_y"].astype("float32").tolist() == (torch.arange(len(TRICKY)) / 3).tolist()
+
+    def test_numbers_are_numbers_in_jsonl(self, build, tmp_path):
+        table = pd.DataFrame({"x": ["1.50", "", "2"]}, dtype="str")
+        table.to_csv(tmp_path / "new.csv", index=False)
+        data = build("regression", predict_path=str(tmp_path / "new.csv"), missing="drop")
+        data.setup("predict")
+        predictions = torch.tensor([0.1, 1e-7])
+        data.write_predictions(tmp_path / "out.jsonl", predictions)
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["x"] for row in rows] == ["1.50", "", "2"]
+        assert [row["predicted_y"] for row in rows] == [0.1, None, 1e-7]
+        data.write_predictions(tmp_path / "out.csv", predictions)
+        assert read_table(str(tmp_path / "out.csv"))["predicted_y"].tolist() == ["0.1", "", "1e-07"]
+
+    def test_probabilities_keep_all_digits(self, build, tmp_path):
+        (tmp_path / "new.txt").write_text("one\ntwo\n")
+        data = build("text", predict_path=str(tmp_path / "new.txt"))
+        data.setup("predict")
+        probabilities = torch.tensor([[1 / 3, 2 / 3], [1e-20, 1.0]])
+        for name in ("out.tsv", "out.jsonl"):
+            data.write_predictions(tmp_path / name, probabilities)
+        found = read_table(str(tmp_path / "out.tsv"))[["probability_a", "probability_b"]].astype("float32")
+        assert found.to_numpy().tolist() == probabilities.tolist()
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert torch.tensor([[row["probability_a"], row["probability_b"]] for row in rows]).equal(probabilities)
 
     def test_translations(self, build, tmp_path):
         data = build("translation")

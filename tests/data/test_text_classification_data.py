@@ -274,7 +274,7 @@ class TestPredictions:
         assert [row["row"] for row in written] == ["1", "2", "3", "4"]
         assert [row["text"] for row in written] == ['a long "text", really', "b\ttab", "", "very very c"]
         assert [row["predicted_label"] for row in written[:3]] == ["a", "b", "c"]
-        assert written[1]["probability_b"] == "1"
+        assert written[1]["probability_b"] == "1.0"
 
     def test_a_wrong_number(self, write, tmp_path):
         data = fitted(write(60), predict_path=write(2, "new.txt"))
