@@ -256,8 +256,13 @@ def _descriptor(number: int) -> Iterator[BinaryIO]:
         try:
             number = stream.fileno()
         except io.UnsupportedOperation:
-            # a stream in memory, as notebooks and tests put in the place of standard output
-            yield stream.buffer
+            # a stream in memory, as notebooks and tests put in the place of standard output; some take text alone
+            if isinstance(stream, io.TextIOWrapper):
+                yield stream.buffer
+            else:
+                content = io.BytesIO()
+                yield content
+                stream.write(content.getvalue().decode())
             return
     with open(os.dup(number), "wb") as file:
         yield file

@@ -86,7 +86,13 @@ class ToyInterrupted(ToyModel):
 
 
 class ToyData(LightningDataModule):
-    def __init__(self, path: str = "embedded", batch_size: int = 16, predict_path: str | None = None):
+    def __init__(
+        self,
+        path: str = "embedded",
+        batch_size: int = 16,
+        predict_path: str | None = None,
+        names: list[str] | None = None,
+    ):
         super().__init__()
         self.batch_size = batch_size
         self.predict_path = predict_path
@@ -233,6 +239,13 @@ WRONG_OPTIONS = {
         f"--model.mixer.p: expected float, got 'two'. Try: {PROGRAM} fit --model ToyModel --model.mixer.help ToyMixerP"
     ),
     "--ckpt_path": f"argument --ckpt_path: expected one argument. Try: {PROGRAM} fit --help",
+    "--data.names [No]": (
+        "--data.names: expected list[str] or null, got 'False' (YAML takes words such as No and null, and numbers, for "
+        f"no text: put text in quotes, '[\"No\"]'). Try: {PROGRAM} fit --data.help ToyData"
+    ),
+    "--trainer.logger CometLogger": (
+        "Requirement 'comet-ml>=3.44.4' not met. HINT: Try running `pip install -U 'comet-ml>=3.44.4'`"
+    ),
     "--model.layers 0": "layers must be at least 1, got 0",
     "--model.mixer.p 0.5": "p must be at least 1, got 0.5",
     "--ckpt_path last": "--ckpt_path last: no last.ckpt below runs/toymodel to go on from",
@@ -284,6 +297,38 @@ WRONG_FILES = {
     "model: ToyModel\n  data: [1": "x.yaml:2: not valid YAML: mapping values are not allowed here",
     "words": "x.yaml: expected sections such as model, data and trainer",
 }
+
+
+def test_a_file_that_is_not_utf8(capsys):
+    Path("x.yaml").write_bytes("model: ToyModel\ndata: Toy\u00e4\n".encode("latin-1"))
+    assert error_of(capsys, "fit", "--config", "x.yaml") == (
+        "x.yaml, line 2: byte 0xe4 is not UTF-8; save the file with UTF-8 encoding"
+    )
+
+
+def test_an_interval_beyond_an_epoch(capsys):
+    message = error_of(capsys, "fit", *TOY, *QUIET, "--trainer.val_check_interval", "5")
+    assert message.startswith("`val_check_interval` (5) must be less than or equal to the number of the training batc")
+
+
+def test_without_what_windows_lacks():
+    code = """
+import builtins
+found = builtins.__import__
+def without(name, *args, **kwargs):
+    scope = args[0] if args else kwargs.get("globals")
+    if name in ("resource", "fcntl", "pwd", "grp") and (scope or {}).get("__name__", "").startswith("ika_lightning"):
+        raise ImportError(f"no module {name} on Windows")
+    return found(name, *args, **kwargs)
+builtins.__import__ = without
+from ika_lightning.cli import main
+import ika_lightning.cli.command
+from ika_lightning.callbacks import signals
+assert signals.resource is None
+main(["fit", "--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    assert (done.returncode, "--early_stopping.patience" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_FILES.items())

@@ -334,6 +334,12 @@ def test_standard_output_in_memory(monkeypatch) -> None:
     print("before")
     write_output("-", b"x\n")
     assert stream.buffer.getvalue() == b"before\nx\n"
+    # as contextlib.redirect_stdout is mostly used
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", text)
+    print("before")
+    write_output("-", "\u00e9\n".encode())
+    assert text.getvalue() == "before\n\u00e9\n"
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -569,6 +569,27 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(capsys) -> None:
     assert "best checkpoint:  moved/toymodel/version_0/checkpoints/best.ckpt" in stdout
 
 
+@pytest.mark.parametrize(
+    ("option", "old", "new"),
+    [
+        ("optimizer", "Adam", "Adagrad"),
+        ("scheduler", "ika_lightning.tasks.InverseSquareRoot", "torch.optim.lr_scheduler.ConstantLR"),
+    ],
+)
+def test_the_state_of_another_class_is_refused(option: str, old: str, new: str, capsys) -> None:
+    data = ["--data", "RegressionData", "--data.name", "airline_passengers", "--data.batch_size", "64"]
+    model = ["--model", "Regression", "--model.width", "8", "--model.depth", "1", "--model.num_heads", "2"]
+    words = ["fit", *model, *data, *QUIET, "--trainer.max_epochs"]
+    main([*words, "1", f"--model.{option}", old])
+    last = Path("runs/regression/version_0/checkpoints/last.ckpt").rename("last.ckpt")
+    before = files()
+    assert refused(capsys, *words, "2", f"--model.{option}", new, "--ckpt_path", str(last)) == (
+        f"last.ckpt was trained with {old.rpartition('.')[2]}, whose state {new.rpartition('.')[2]} cannot go on with: "
+        f"leave out --model.{option}, or begin a new training"
+    )
+    assert files() == before
+
+
 class TestSeveralProcesses:
     def test_the_others_are_told(self):
         config = {"seed_everything": 0}

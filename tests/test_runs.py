@@ -100,7 +100,8 @@ class TestGoingOn:
         )
         assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
         # its file begins a new run, which says where it comes from and what else has changed
-        main(["fit", *REGRESSION, *QUIET, "--ckpt_path", str(trained), *more])
+        with pytest.warns(UserWarning, match="other rows are drawn for (train|val) than"):
+            main(["fit", *REGRESSION, *QUIET, "--ckpt_path", str(trained), *more])
         new = RUN.with_name("version_1")
         notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
         assert notes[0] == f"note: {new} is a new run, which goes on from {trained}"

@@ -64,8 +64,7 @@ def build_core(
         >>> options = dict(num_samples=5, stationary=False, init="softmax", smoothing=0.0, p=2.0)
         >>> core = build_core(2, 3, spectrum="copula", **options)
         >>> core.share, core.kernel.precision.flatten()
-        (Parameter containing:
-        tensor([0., 0.], requires_grad=True), tensor([1., 1.], grad_fn=<ViewBackward0>))
+        (tensor([0., 0.], grad_fn=<WhereBackward0>), tensor([1., 1.], grad_fn=<ViewBackward0>))
     """
     check_init(init, smoothing)
     if not isinstance(spectrum, Spectrum):

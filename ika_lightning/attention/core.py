@@ -22,9 +22,10 @@ expectation is taken in closed form (a spectral mixture, `Wilson and Adams 2013 
 with centres that are learned); 1 - a is an atom at frequency zero. So what is estimated from samples is only what the
 Gaussian leaves, and its error is no larger than a.
 
-For a in [0, 1] the kernel is positive semi-definite, as a product of such. Training is free to leave that range: a
-constraint would stop at its end, where every layer that starts as dot-product attention is. Weights are a square plus
-the floor, and stay positive whatever a is; with a negative one, a head prefers what is *not* similar in its features.
+For a in [0, 1] the kernel is positive semi-definite, as a product of such, so there training keeps it. What is learned
+is any number, which is folded: a is that number from 0 to 1, falls from 1 to 2, and so on, a wave with a slope
+everywhere. So a layer may start at an end, a = 0, where it is dot-product attention, and still learn; a sigmoid would
+not reach the end, and a bound would hold there.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from ika_lightning.attention.backends import Call, check_backend
+from ika_lightning.attention.backends.call import with_atom
 from ika_lightning.attention.backends.linear_state import LinearState
 from ika_lightning.attention.backends.reference import log_weight_attention
 from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys
@@ -48,7 +50,7 @@ from ika_lightning.attention.mask import Mask
 from ika_lightning.attention.operation import FLOOR, attend
 from ika_lightning.attention.regulariser import Regulariser
 from ika_lightning.attention.saved import add_exact_part
-from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum
+from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum, mean_key
 from ika_lightning.attention.start import reset_children
 
 _ALL = Mask()
@@ -115,15 +117,23 @@ class Core(nn.Module):
         self.spectrum = spectrum
         self.magnitude = Magnitude(num_heads, p)
         self.start_share = share
-        self.share = None if share is None else nn.Parameter(torch.full((num_heads,), float(share)))
+        self.free_share = None if share is None else nn.Parameter(torch.full((num_heads,), float(share)))
         self.backend = check_backend(backend)
         self.regulariser = Regulariser()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, in place."""
         reset_children(self)
-        if self.share is not None and self.start_share is not None:
-            nn.init.constant_(self.share, self.start_share)
+        if self.free_share is not None and self.start_share is not None:
+            nn.init.constant_(self.free_share, self.start_share)
+
+    @property
+    def share(self) -> Tensor | None:
+        """The a of each head, (h,), in [0, 1]; None where it is fixed, at 1 with a spectrum alone, at 0 without any."""
+        if self.free_share is None:
+            return None
+        place = self.free_share.remainder(2.0)
+        return torch.where(place <= 1.0, place, 2.0 - place)
 
     @property
     def p(self) -> float | Tensor:
@@ -163,6 +173,10 @@ class Core(nn.Module):
             mask: What of it concerns keys alone is encoded with them; of the rest it only matters whether there is any.
             feature_map: That of earlier keys of the same sequences, instead of one from the spectrum.
         """
+        if mask.keys is not None:
+            mask.of_keys().check(1, key.size(-2))
+            # before anything is made of it: zero weight times NaN would still be NaN
+            key, value = (x.masked_fill(~mask.keys.mT, 0.0) for x in (key, value))
         if self.spectrum is None and self.kernel is None:
             return EncodedKeys(value, key, mask=mask.of_keys())
         with torch.autocast(key.device.type, enabled=False):
@@ -171,7 +185,7 @@ class Core(nn.Module):
             if self.spectrum is not None:
                 if feature_map is None:
                     feature_map, value = self.sample(self.pool(key, mask), value)
-                features = self.features_of_keys(feature_map, key)
+                features = _checked(feature_map(key), key)
             log_magnitude = self.key_log_magnitude(key)
         kept = None if self.kernel is None else key
         return EncodedKeys(value, kept, features, log_magnitude, mask.of_keys(), feature_map)
@@ -204,12 +218,14 @@ class Core(nn.Module):
             if self.kernel is not None or self.spectrum is not None:
                 query = at_least_float32(query)
             if keys.feature_map is not None:
-                features = self.features_of_queries(keys.feature_map, query)
+                features = _checked(keys.feature_map(query), query)
             scaled = None if keys.key is None else self.scaled_query(query)
         call = Call(
             scaled, keys.key, features, keys.features, keys.value, keys.log_magnitude,
-            mask, dropout_p, FLOOR, need_weights,
+            mask, dropout_p, FLOOR, need_weights, self._share_of(query),
         )  # fmt: skip
+        if mask.pairs is not None or (mask.causal and keys.length > query.size(-2)):
+            call = call.without_unattended()
         return attend(call, self.backend if backend is None else backend)
 
     def attend_fixed(self, query: Tensor, keys: EncodedKeys, *, dropout_p: float = 0.0) -> Tensor:
@@ -280,19 +296,6 @@ class Core(nn.Module):
             squared * (1.0 - precision) if self.magnitude.fixed_p == 2.0 else self.magnitude(key) - squared * precision
         )
 
-    def features_of_keys(self, feature_map: FeatureMap, key: Tensor) -> Tensor:
-        r"""Return :math:`\psi(k)`, with a one for the atom if there is one; (..., h, m, R)."""
-        features = _checked(feature_map(key), key)
-        return features if self.share is None else torch.cat([features, torch.ones_like(features[..., :1])], -1)
-
-    def features_of_queries(self, feature_map: FeatureMap, query: Tensor) -> Tensor:
-        r"""Return :math:`a \phi(q)`, with :math:`1 - a` for the atom if there is one; (..., h, n, R)."""
-        features = _checked(feature_map(query), query)
-        if self.share is None:
-            return features
-        share = self.share.to(features.dtype)[:, None, None]
-        return torch.cat([share * features, (1.0 - share).expand_as(features[..., :1])], -1)
-
     def log_similarity(self, x: Tensor, y: Tensor, feature_map: FeatureMap | None) -> Tensor:
         """Return the logarithm of the whole similarity between points.
 
@@ -308,7 +311,7 @@ class Core(nn.Module):
             return -squared_distance(x, y) / (2.0 * math.sqrt(x.size(-1)))
         logarithm: Tensor | float = 0.0 if self.kernel is None else self.kernel(x, y)
         if feature_map is not None:
-            product = self.features_of_queries(feature_map, x) @ self.features_of_keys(feature_map, y).mT
+            product = with_atom(feature_map(x) @ feature_map(y).mT, self._share_of(x))
             logarithm = logarithm + (product.square() + FLOOR).log()
         assert isinstance(logarithm, Tensor)
         return logarithm
@@ -318,9 +321,13 @@ class Core(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, backend={self.backend!r}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if self.share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
+        if self.free_share is not None and isinstance(self.spectrum, DirectSpectrum | ImplicitSpectrum):
             add_exact_part(state_dict, prefix, self.num_heads, self.spectrum)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _share_of(self, query: Tensor) -> Tensor | None:
+        """The share as it broadcasts with weights, (h, 1, 1)."""
+        return None if self.share is None else self.share.to(query.dtype)[:, None, None]
 
     def _attend_by_formula(
         self, kernel: Kernel, query: Tensor, keys: EncodedKeys, mask: Mask, dropout_p: float, need_weights: bool
@@ -357,7 +364,7 @@ class Core(nn.Module):
             )
         assert new.feature_map is not None
         with torch.autocast(query.device.type, enabled=False):
-            features = self.features_of_queries(new.feature_map, at_least_float32(query))
+            features = _checked(new.feature_map(at_least_float32(query)), query)
         outs = []
         # causal within the call, too
         for t in range(new.length):
@@ -367,22 +374,6 @@ class Core(nn.Module):
             )
             outs.append(cache.state.read(features[..., row, :], FLOOR))
         return torch.cat(outs, -2).to(query.dtype), cache
-
-
-def mean_key(key: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Average the keys that may be attended to; zeros if there are none.
-
-    Shapes:
-        key (b, h, m, d); allowed broadcastable to (b, h, 1, m), True = may attend; the result (b, h, d).
-
-    Example:
-        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[True, False]]]]))
-        tensor([[[1.]]])
-    """
-    if allowed is None:
-        return key.sum(-2) / max(key.size(-2), 1)
-    chosen = allowed.mT
-    return key.masked_fill(~chosen, 0.0).sum(-2) / chosen.sum(-2).clamp_min(1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

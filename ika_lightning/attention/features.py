@@ -13,7 +13,6 @@ over graphs take it as it is. One of frequencies, a subclass of :class:`Fourier`
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -116,10 +115,9 @@ class Yaglom(Fourier):
         \phi(x) = \tfrac{1}{\sqrt{4M}} [\cos(u_m \cdot x) + \cos(w_m \cdot x),
                                         \sin(u_m \cdot x) + \sin(w_m \cdot x)]_{m=1}^M
 
-    With c and e half the sum and half the difference of u and w, this is
-    :math:`\tfrac{1}{\sqrt M} \cos(e_m \cdot x) [\cos(c_m \cdot x), \sin(c_m \cdot x)]`: a stationary feature map whose
-    amplitude varies over the space, with three trigonometric functions instead of four. Equal pairs give
-    :class:`Bochner`.
+    With c and e half the sum and half the difference of the two phases, this is
+    :math:`\tfrac{1}{\sqrt M} \cos e_m [\cos c_m, \sin c_m]`: a stationary feature map whose amplitude varies over the
+    space, with three trigonometric functions instead of four. Equal pairs give :class:`Bochner`.
 
     Args:
         frequencies: Two sets, :math:`u_m` and :math:`w_m`, in radians per unit of x.
@@ -139,16 +137,10 @@ class Yaglom(Fourier):
     def __call__(self, x: Tensor) -> Tensor:
         """Map queries or keys to features."""
         self._check_width(x)
-        centre, deviation = self._centre_and_deviation
-        points = on_circle(phase(x, centre), centre.size(-2) ** -0.5)
-        amplitude = phase(x, deviation).cos()
+        first, second = (phase(x, w) for w in self.frequencies)
+        points = on_circle((first + second) / 2, first.size(-1) ** -0.5)
+        amplitude = ((first - second) / 2).cos()
         return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
-
-    @functools.cached_property
-    def _centre_and_deviation(self) -> tuple[Tensor, Tensor]:
-        """Half the sum and half the difference of the pairs, once for queries and keys."""
-        first, second = self.frequencies
-        return (first + second) / 2, (first - second) / 2
 
     def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""

@@ -191,5 +191,7 @@ class OddGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the frequencies that the noise z stands for."""
-        correction: Tensor = self.network(z.abs())
-        return torch.addcmul(z, z.sign(), correction) * self.scale
+        # a constant: its gradient is zero wherever there is one
+        sign = z.detach().sign()
+        correction: Tensor = self.network(z * sign)
+        return torch.addcmul(z, sign, correction) * self.scale

@@ -145,6 +145,21 @@ class Mask:
             allowed = causal if allowed is None else causal & allowed
         return allowed
 
+    def attended(self, n: int, m: int, device: torch.device | None = None) -> Tensor | None:
+        """Return which keys some query may attend to, (..., 1, m); None if all.
+
+        Example:
+            >>> Mask(causal=True).attended(2, 3)
+            tensor([[ True,  True, False]])
+        """
+        if self.pairs is not None:
+            allowed = self.allowed(n, m, device)
+            return None if allowed is None else allowed.any(-2, keepdim=True)
+        if not self.causal or m <= n:
+            return self.keys
+        seen = torch.arange(m, device=device).unsqueeze(0) < n
+        return seen if self.keys is None else self.keys & seen
+
     def check(self, n: int, m: int) -> None:
         """Refuse a mask that does not broadcast to n queries and m keys.
 

@@ -128,12 +128,10 @@ def kernel_attention(
     if not floor >= 0.0:
         raise ValueError(f"floor must be at least 0, got {floor}")
     mask = Mask.of(attn_mask, is_causal)
-    out, weights = attend(
-        Call(
-            query, key, query_features, key_features, value, key_log_magnitude, mask, dropout_p, floor, return_weights
-        ),
-        backend,
+    call = Call(
+        query, key, query_features, key_features, value, key_log_magnitude, mask, dropout_p, floor, return_weights
     )
+    out, weights = attend(call.without_unattended(), backend)
     return out if weights is None else (out, weights)
 
 
@@ -148,15 +146,8 @@ def attend(call: Call, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
         parts = (call.query, call.key, call.query_features, call.key_features, call.value, call.log_magnitude)
         plain = not call.has_features and call.log_magnitude is None
         dtypes = {part.dtype for part in parts if part is not None}
-        if not (plain and len(dtypes) == 1):
-            wide = torch.float64 if torch.float64 in (call.value.dtype, *dtypes) else torch.float32
-            parts = tuple(None if part is None else part.to(wide) for part in parts)  # type: ignore[assignment]
-        query, key, query_features, key_features, value, log_magnitude = parts
-        assert value is not None
-        computed = Call(
-            query, key, query_features, key_features, value, log_magnitude,
-            call.mask, call.dropout_p, call.floor, call.need_weights,
-        )  # fmt: skip
+        alike = plain and len(dtypes) == 1
+        computed = call if alike else call.to(torch.float64 if torch.float64 in dtypes else torch.float32)
         out, weights = choose(computed, backend)(computed)
     dtype = call.value.dtype
     return out.to(dtype), weights.to(dtype) if weights is not None and call.need_weights else None

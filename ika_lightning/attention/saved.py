@@ -26,7 +26,7 @@ def add_exact_part(
         num_heads: Number of heads, h.
         spectrum: That of the core.
     """
-    kernel, share = f"{prefix}kernel.log_relative_lengthscale", f"{prefix}share"
+    kernel, share = f"{prefix}kernel.log_relative_lengthscale", f"{prefix}free_share"
     has_spectrum = any(key.startswith(f"{prefix}spectrum.") for key in state)
     if not has_spectrum or kernel in state or share in state:
         return

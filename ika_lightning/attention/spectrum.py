@@ -139,3 +139,19 @@ def check_num_samples(num_samples: int) -> None:
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples}")
+
+
+def mean_key(key: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """Average the keys that may be attended to; zeros if there are none.
+
+    Shapes:
+        key (b, h, m, d); allowed broadcastable to (b, h, 1, m), True = may attend; the result (b, h, d).
+
+    Example:
+        >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[True, False]]]]))
+        tensor([[[1.]]])
+    """
+    if allowed is None:
+        return key.sum(-2) / max(key.size(-2), 1)
+    chosen = allowed.mT
+    return key.masked_fill(~chosen, 0.0).sum(-2) / chosen.sum(-2).clamp_min(1)

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from ika_lightning.data.cells import check_format
 from ika_lightning.output import check_output
 
 
@@ -43,6 +44,7 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             raise ValueError(f"one process writes predictions, not {trainer.world_size}: use --trainer.devices 1")
         check_output(self.path)
+        check_format(self.path)
 
     @override
     def on_predict_batch_end(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -18,6 +17,11 @@ from ika_lightning.attention.core import Core
 from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.pictures.record import attention_layers
 
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
 
 class TrainingSignals(Callback):
     """Logs what tells how a training goes, every few steps, to whatever loggers there are.
@@ -31,7 +35,7 @@ class TrainingSignals(Callback):
     ``gradient/norm``            the L2 norm of all gradients, before they are clipped
     ``learning_rate``            of the optimizer's first group; ``learning_rate/<group>`` if there are several
     ``speed/<unit>_per_second``  over all processes, without the time of validation
-    ``memory/process_gib``       the most that this process has held at a time
+    ``memory/process_gib``       the most that this process has held at a time; not on Windows
     ``memory/cuda_gib``          the most that was allocated on its GPU at a time
     ===========================  =====================================================================================
 
@@ -126,9 +130,10 @@ class TrainingSignals(Callback):
             f"speed/{unit}_per_second": float(count) * trainer.world_size / max(self._trained, 1e-9)
             for unit, count in self._counts.items()
         }
-        # Linux tells kilobytes, macOS bytes
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        values["memory/process_gib"] = most / (2**30 if sys.platform == "darwin" else 2**20)
+        if resource is not None:
+            # Linux tells kilobytes, macOS bytes
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            values["memory/process_gib"] = most / (2**30 if sys.platform == "darwin" else 2**20)
         device = trainer.strategy.root_device
         if device.type == "cuda":
             values["memory/cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30

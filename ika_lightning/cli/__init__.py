@@ -1,4 +1,4 @@
-"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report}``.
+"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,datasets}``.
 
 This module is the front door. It answers ``--help`` and ``--version`` without importing PyTorch, and turns the end of
 a command into an exit code. :mod:`~ika_lightning.cli.command` does the work, :mod:`~ika_lightning.cli.checkpoint`
@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "test": "measure a checkpoint on the test data",
     "predict": "write a checkpoint's predictions for new data",
     "report": "draw what a checkpoint has learned, as a page with pictures",
+    "datasets": "list the data sets that are known by name, and which of them are on this computer",
 }
 
 HELP = f"""\
@@ -44,6 +45,7 @@ examples:
   {PROGRAM} predict --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --input new.csv --output predictions.csv
   {PROGRAM} report --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output report
   {PROGRAM} fit --model.help Regression
+  {PROGRAM} datasets
 """
 
 
@@ -78,6 +80,11 @@ def main(args: list[str] | None = None) -> None:
 
 def _run(args: list[str]) -> None:
     try:
+        if args[0] == "datasets":
+            from ika_lightning.cli.datasets import list_datasets
+
+            list_datasets(args[1:])
+            return
         # Importing PyTorch and Lightning creates a million objects that stay; looking for garbage among them meanwhile
         # takes a third of the start-up.
         gc.disable()

@@ -33,7 +33,7 @@ from ika_lightning.cli.explain import (
     UsageError,
     causes,
     explain,
-    raised_by_jsonargparse,
+    raised_by,
     raised_on_purpose,
     read_file,
 )
@@ -291,7 +291,7 @@ class Command(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             # jsonargparse wraps what a constructor raised into a list of the types that it tried
-            origin = next((cause for cause in causes(error) if not raised_by_jsonargparse(cause)), error)
+            origin = next((cause for cause in causes(error) if not raised_by(cause, "jsonargparse")), error)
             if isinstance(origin, ValueError) and raised_on_purpose(origin):
                 raise UsageError(str(origin)) from origin
             raise origin from None

@@ -5,6 +5,7 @@ of causes: each level names its key or class, and the last one says what was wro
 """
 
 import difflib
+import dis
 import errno
 import inspect
 import io
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 import traceback
+import types
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +31,6 @@ from ika_lightning.data.files import decode
 from ika_lightning.output import OutputError
 from ika_lightning.trust import Untrusted, check_size
 
-PACKAGE = Path(__file__).parent.parent
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what the system says of a disk that takes no more
 BASES: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
 
@@ -45,10 +46,11 @@ class UsageError(Exception):
 def user_message(error: BaseException) -> str | None:
     """What to tell the user about ``error``, or None where it is a bug and its traceback tells more.
 
-    An error counts as the user's if this package raised it on purpose, if Lightning refused a combination of options,
-    or if the system refused a file.
+    An error counts as the user's if this package raised it on purpose, if Lightning refused a value or a combination
+    of options, or if the system refused a file.
     """
-    ours = raised_on_purpose(error) and PACKAGE in Path(_innermost(error).filename).parents
+    meant = raised_on_purpose(error)
+    ours, lightnings = (meant and raised_by(error, package) for package in ("ika_lightning", "lightning"))
     match error:
         case UsageError() | Untrusted() | MisconfigurationException():
             return str(error)
@@ -59,6 +61,12 @@ def user_message(error: BaseException) -> str | None:
         case OSError() if (file := _refused_file(error)) is not None:
             return f"{'cannot write ' if error.errno in FULL else ''}{file}: {error.strerror or error}"
         case ValueError() | TypeError() | ImportError() if ours:
+            return str(error)
+        # an interval of validation beyond an epoch, for instance
+        case ValueError() if lightnings:
+            return str(error)
+        # a logger that is not installed; where Python finds no module of ours, it says its name
+        case ImportError() if lightnings and error.name is None:
             return str(error)
         case RuntimeError() if "EADDRINUSE" in str(error):
             port = re.search(r"port: (\d+)", str(error))
@@ -96,17 +104,27 @@ def _refused_file(error: OSError) -> str | None:
 
 
 def raised_on_purpose(error: BaseException) -> bool:
-    """Whether ``error`` comes from a ``raise``, and not from an operation that failed."""
-    return re.search(r"\braise\b", _innermost(error).line or "") is not None
+    """Whether ``error`` comes from a ``raise``, and not from an operation that failed: the instruction tells."""
+    entries = list(_traceback(error))
+    return bool(entries) and entries[-1].tb_frame.f_code.co_code[entries[-1].tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def raised_by_jsonargparse(error: BaseException) -> bool:
-    """Whether ``error`` was raised while parsing, and not by what was parsed."""
-    return "jsonargparse" in Path(_innermost(error).filename).parts
+def raised_by(error: BaseException, package: str) -> bool:
+    """Whether the line that raised ``error`` belongs to a package.
+
+    Args:
+        error: The error.
+        package: The name of the package, such as ``jsonargparse``.
+    """
+    modules = [entry.tb_frame.f_globals.get("__name__", "") for entry in _traceback(error)]
+    return bool(modules) and f"{modules[-1]}.".startswith(f"{package}.")
 
 
-def _innermost(error: BaseException) -> traceback.FrameSummary:
-    return traceback.extract_tb(error.__traceback__)[-1]
+def _traceback(error: BaseException) -> Iterator[types.TracebackType]:
+    entry = error.__traceback__
+    while entry is not None:
+        yield entry
+        entry = entry.tb_next
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -187,7 +205,10 @@ def explain(error: ArgumentError, parser: ArgumentParser, files: list[Path]) -> 
         needed = " and ".join(f"--{key.split('.')[-1]} NAME" for key in sorted(found[1].split(", "), reverse=True))
         return f"nothing says what to run: give --config FILE, or {needed}.{hint}"
     if found := re.match(r"Expected a .*?Got value: (.*)", leaf, re.DOTALL):
-        return f"{place}: expected {_expected(error)}, got {found[1]!r}.{hint}"
+        note = ""
+        if "str" in _expected(error):
+            note = " (YAML takes words such as No and null, and numbers, for no text: put text in quotes, '[\"No\"]')"
+        return f"{place}: expected {_expected(error)}, got {found[1]!r}{note}.{hint}"
     leaf = re.sub(r'^Parser key "[^"]*":', "", leaf)
     return f"{f'{place}: ' if path else ''}{leaf}.{hint}"
 
@@ -230,7 +251,7 @@ def read_sections(content: bytes, source: object) -> dict[str, Any]:
 def _place(path: str, files: list[Path]) -> str:
     """``path`` as the user wrote it: with file and line where a configuration file holds it, else as an option."""
     for file in files:
-        node, mark = yaml.compose(file.read_text()), None
+        node, mark = yaml.compose(decode(file.read_bytes(), file)), None
         for key in path.split("."):
             node, mark = _child(node, key)
         if mark:

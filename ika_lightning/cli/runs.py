@@ -30,7 +30,7 @@ from ika_lightning.cli.checkpoint import DamagedCheckpoint, known_checkpoints, r
 from ika_lightning.cli.explain import UsageError
 from ika_lightning.cli.record import differences
 from ika_lightning.output import OutputError, remove_parts, write_output
-from ika_lightning.trust import check_callbacks
+from ika_lightning.trust import check_callbacks, named_places
 
 __all__ = ["CONFIG", "RECORD", "Place", "Run", "file_loggers", "other_processes_run", "own_run"]
 
@@ -137,10 +137,11 @@ def own_run(place: Place, wanted: str | None, config: Mapping[str, Any]) -> Iter
         folder = past or _claim(place, folders)
         checkpoints = _hold_checkpoints(folder, place, folders)
         if saved is not None and checkpoint is not None:
-            if past is None:
-                print(f"note: {folder} is a new run, which goes on from {checkpoint}", file=sys.stderr)
             check_callbacks(saved.get("callbacks"), checkpoint)
             before = read_config(saved, checkpoint) or {}
+            _check_optimizers(before, config, checkpoint)
+            if past is None:
+                print(f"note: {folder} is a new run, which goes on from {checkpoint}", file=sys.stderr)
             if before and (found := differences(before, config)):
                 print(f"note: going on with another configuration: {'; '.join(found)}", file=sys.stderr)
         elif past is not None:
@@ -315,6 +316,27 @@ def _checkpoint(folder: Path | None, wanted: str | None, say: bool) -> tuple[Pat
     if there or (folder / "metrics.csv").is_file():
         raise UsageError(f"--ckpt_path last: {folder} has no whole checkpoint to go on from; begin without --ckpt_path")
     return None, None
+
+
+def _check_optimizers(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse an optimizer or a scheduler that would be handed the state of another.
+
+    Optimizers end in an error of their own; schedulers take whatever they are given. That a checkpoint is of another
+    model is said when its weights are loaded.
+    """
+
+    def names(config: Mapping[str, Any]) -> dict[str, str]:
+        # a class may be told with its module or without
+        return {place: name.rpartition(".")[2] for place, name in named_places(config)}
+
+    was, wanted = names(before), names(now)
+    for option in ("optimizer", "scheduler") if was.get("model") == wanted.get("model") else ():
+        old, new = was.get(f"model.{option}"), wanted.get(f"model.{option}")
+        if old and new and old != new:
+            raise UsageError(
+                f"{checkpoint} was trained with {old}, whose state {new} cannot go on with: leave out "
+                f"--model.{option}, or begin a new training"
+            )
 
 
 # --- Holding it -------------------------------------------------------------------------------------------------------

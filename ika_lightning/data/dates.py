@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
-from ika_lightning.data.corpora import DATES
+from ika_lightning.data.datasets.kinds import EMBEDDED
 from ika_lightning.output import write_output
 
 SPLITS = {"train": 5000, "val": 500, "test": 500}
@@ -114,7 +114,7 @@ _KINDS: dict[Callable[[random.Random], Callable[[str], str]], int] = {
 }
 
 
-def write(path: Path = DATES) -> Path:
+def write(path: Path = EMBEDDED / "dates.tsv.gz") -> Path:
     """Write the pairs as tab-separated values, the same bytes each time."""
     text = "".join(f"{split}\t{en}\t{de}\n" for split, en, de in generate())
     return write_output(path, gzip.compress(text.encode(), mtime=0))

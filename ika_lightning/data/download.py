@@ -1,17 +1,19 @@
 """Where data sets live on this computer, and how they get there."""
 
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import platformdirs
+import pooch
+import requests
 
 from ika_lightning.output import write_output
 
-__all__ = ["RemoteFile", "data_root", "fetch", "find"]
+__all__ = ["RemoteFile", "data_root", "fetch", "find", "label_first"]
 
 TIMEOUT = 30.0  # seconds without an answer
 
@@ -22,18 +24,38 @@ class RemoteFile:
 
     Args:
         path: Its place under the data root, with forward slashes, e.g. ``"regression/boston.csv"``.
-        url: The public address of the original.
+        url: The public address of the original; None if it cannot be downloaded.
         size: Size in bytes of the file as stored here, after ``convert``; None if it is not known.
         sha256: SHA-256 of the file as stored here, in hexadecimal; None if it is not known.
         convert: Turns the original's bytes into the stored ones; the identity by default. It must not raise on
             bytes that are something else (an error page, say): the checksum tells.
+        otherwise: What to do if it is not there and has no ``url``.
     """
 
     path: str
-    url: str
+    url: str | None
     size: int | None
     sha256: str | None
     convert: Callable[[bytes], bytes] = bytes
+    otherwise: str = ""
+
+
+def label_first(encoding: str) -> Callable[[bytes], bytes]:
+    r"""Make a conversion of lines of ``label text`` into rows of ``label<TAB>text`` in UTF-8.
+
+    Args:
+        encoding: That of the original.
+
+    Example:
+        >>> label_first("latin-1")("1 na\xefve text\n".encode("latin-1")).decode()
+        '1\tnaïve text\n'
+    """
+
+    def convert(original: bytes) -> bytes:
+        lines = original.decode(encoding, errors="replace").split("\n")
+        return "\n".join(line.replace(" ", "\t", 1) for line in lines).encode()
+
+    return convert
 
 
 def data_root(root: str | None = None) -> Path:
@@ -41,7 +63,7 @@ def data_root(root: str | None = None) -> Path:
 
     Args:
         root: The folder; by default what the environment variable ``IKA_DATA`` says, else ``ika_lightning`` in the
-            user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``).
+            user's cache folder, wherever the system has it (on Linux ``XDG_CACHE_HOME``, else ``~/.cache``).
 
     Returns:
         The folder, which need not exist yet.
@@ -52,7 +74,7 @@ def data_root(root: str | None = None) -> Path:
     """
     if chosen := root or os.environ.get("IKA_DATA"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ika_lightning"
+    return platformdirs.user_cache_path("ika_lightning", appauthor=False)
 
 
 def find(path: str, root: str | None = None, *, otherwise: str) -> Path:
@@ -103,6 +125,8 @@ def fetch(remote: RemoteFile, root: str | None = None) -> Path:
     file = folder / remote.path
     if file.is_file():
         return file
+    if remote.url is None:
+        return find(remote.path, root, otherwise=remote.otherwise)
     content = remote.convert(_download(remote, folder))
     digest = hashlib.sha256(content).hexdigest()
     if remote.sha256 is not None and (len(content), digest) != (remote.size, remote.sha256):
@@ -120,14 +144,16 @@ def fetch(remote: RemoteFile, root: str | None = None) -> Path:
 
 
 def _download(remote: RemoteFile, folder: Path) -> bytes:
-    try:
-        with urllib.request.urlopen(remote.url, timeout=TIMEOUT) as response:
-            content: bytes = response.read()
-            return content
-    except (OSError, http.client.HTTPException) as error:  # no network, no such page, cut off on the way
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()  # it holds the connection open
-        raise FileNotFoundError(
-            f"there is no {remote.path} under the data root {folder}, and {remote.url} could not be downloaded "
-            f"({error}); fetch it with a network, or point --data.root or IKA_DATA at a folder that has it"
-        ) from None
+    with TemporaryDirectory() as scratch:
+        try:
+            pooch.HTTPDownloader(timeout=TIMEOUT)(remote.url, str(Path(scratch, "file")), None)
+        # no network, no such page, cut off on the way
+        except OSError as error:
+            if isinstance(error, requests.RequestException) and error.response is not None:
+                # it holds the connection open
+                error.response.close()
+            raise FileNotFoundError(
+                f"there is no {remote.path} under the data root {folder}, and {remote.url} could not be downloaded "
+                f"({error}); fetch it with a network, or point --data.root or IKA_DATA at a folder that has it"
+            ) from None
+        return Path(scratch, "file").read_bytes()

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-__all__ = ["LengthSampler", "Loader", "processes", "shares"]
+__all__ = ["LengthSampler", "Loader", "RowSampler", "pad", "processes", "shares"]
 
 Batch = TypeVar("Batch")
 
@@ -207,6 +207,54 @@ class LengthSampler:
                 batches.append(pool[start:stop])
                 start = stop
         return batches
+
+
+class RowSampler:
+    """Draws disjoint random sets of rows, anew each epoch.
+
+    The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been.
+
+    Args:
+        count: How many rows there are.
+        batch_size: Rows in a set. What is left over at the end is a set if it is at least half of one.
+        seed: Seed of the draws.
+        rank: Which of the processes this is. Each takes its share of the sets, the same number as the others; if there
+            are fewer sets than processes, each draws all rows in an order of its own.
+        world: How many processes there are.
+
+    Example:
+        >>> [len(rows) for rows in RowSampler(7, batch_size=3)]
+        [3, 3]
+    """
+
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to another epoch; Lightning calls it.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        sets = self._draw(self.seed, self.epoch)
+        if len(sets) >= self.world:
+            sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
+        elif self.rank > 0:
+            sets = self._draw(self.seed, self.epoch, self.rank)
+        yield from sets
+
+    def _draw(self, *seed: int) -> tuple[Tensor, ...]:
+        sets = torch.from_numpy(np.random.default_rng(seed).permutation(self.count)).split(self.batch_size)
+        # A few left-over rows would make a step as long as the others from a far poorer context.
+        return sets[:-1] if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2 else sets
 
 
 def pad(sequences: list[Any], padding: int = 0) -> Tensor:

@@ -1,35 +1,28 @@
 """Data of the node classification task: a graph, some of whose nodes have a known class."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import subgraph
 
+from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.cells import pack, to_numbers
+from ika_lightning.data.checks import check_choices, check_least, check_source
+from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.graphs import SPLITS, digits, karate, load_graph, read_graph
-from ika_lightning.data.loader import Loader, processes
+from ika_lightning.data.graphs import SPLITS, check_graph, load_graph, read_graph
+from ika_lightning.data.loader import Loader, RowSampler, processes
 from ika_lightning.data.neighbours import Neighbours
-from ika_lightning.data.planetoid import PLANETOID, read_planetoid
-from ika_lightning.data.regression import RowSampler
-from ika_lightning.data.table import closest, quoted
-from ika_lightning.output import check_output, write_output
-from ika_lightning.trust import FromCheckpoint
+from ika_lightning.data.numbers import NumberFormat
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
 Scaling = Literal["rows", "standard", "none"]
-
-NAMES = ("karate", "digits", *PLANETOID)
-
-# Nodes a class for training, then nodes for validation and for testing, of a random split.
-_SIZES = {"karate": (1, 10, 20), "digits": (5, 300, 1447), **dict.fromkeys(PLANETOID, (20, 500, 1000))}
 
 
 class NodeBatch(NamedTuple):
@@ -55,7 +48,7 @@ class NodeBatch(NamedTuple):
         return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
 
 
-class NodeClassificationData(FromCheckpoint, LightningDataModule):
+class NodeClassificationData(DataModule):
     """A graph, its nodes split for training, validation and testing.
 
     The graph is a data set known by name, a saved PyG ``Data``, or a table of nodes with one of edges. In evaluation
@@ -73,6 +66,14 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
         label: The column of classes; empty cells are unknown.
         split_column: The column that says ``train``, ``val`` or ``test``. All columns left are features, numbers.
         undirected: Take each edge of a table in both directions.
+        edges_header: Whether the first line of a table of edges is a header. None: not if it names two nodes; a line
+            of which that is not certain is refused.
+        separator: What separates cells of own tables, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: The sign before the fraction of a number, ``"."`` or ``","``.
+        thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none.
+        missing_values: Labels that say that nothing is known, besides empty cells. None refuses those that may say so,
+            such as ``NA``.
         split: ``"public"``: as the data says it; ``"full"``: the same, with all other labelled nodes for training;
             ``"random"``: drawn. None is public if the data says it, else random.
         train_per_class: Nodes of each class for training in a random split; by default 20, karate 1, digits 5.
@@ -111,6 +112,11 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
         label: str = "label",
         split_column: str = "split",
         undirected: bool = True,
+        edges_header: bool | None = None,
+        separator: str | None = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        missing_values: list[str] | None = None,
         split: Literal["public", "full", "random"] | None = None,
         train_per_class: int | None = None,
         num_val: int | None = None,
@@ -125,36 +131,36 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, edges_path, predict_path, predict_edges_path, root = (
-            None if file is None else os.fspath(file)
-            for file in (path, edges_path, predict_path, predict_edges_path, root)
+        path, edges_path, predict_path, predict_edges_path, root = plain(
+            path, edges_path, predict_path, predict_edges_path, root
         )
         self.save_hyperparameters()
         self.name, self.path, self.edges_path, self.root = name, path, edges_path, root
         self.node, self.label, self.split_column, self.undirected = node, label, split_column, undirected
+        self.edges_header, self.separator, self.missing_values = edges_header, separator, missing_values
+        self.written = NumberFormat(decimal, thousands)
         self.split, self.inductive, self.seed = split, inductive, seed
         self.batch_size = batch_size
         self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
         self.predict_path, self.predict_edges_path = predict_path, predict_edges_path
-        per_class, val, test = _SIZES.get(name or "", (20, None, None))
-        self.train_per_class = per_class if train_per_class is None else train_per_class
-        self.num_val, self.num_test = val if num_val is None else num_val, test if num_test is None else num_test
+        self.dataset: GraphSet | None = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
+        named = self.dataset
+        if train_per_class is None:
+            train_per_class = 20 if named is None else named.train_per_class
+        self.train_per_class = train_per_class
+        self.num_val = num_val if num_val is not None or named is None else named.num_val
+        self.num_test = num_test if num_test is not None or named is None else named.num_test
         self._check_arguments()
         if scaling is None:
-            scaling = "rows" if name in PLANETOID else "standard" if edges_path is not None else "none"
-        self.scaling = scaling
+            scaling = named.scaling if named is not None else "standard" if edges_path is not None else "none"
+        self.scaling: Scaling = scaling
         self._graph: Data | None = None  # as read, with a mask for each split
         self._new_graph: Data | None = None
         self._node_names: list[str] = []  # of the graph that was read last
+        self._is_random = False
         self._known: dict[str, Any] = {}  # what the checkpoint keeps
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        if self.name in PLANETOID and self.predict_path is None:
-            read_planetoid(self.name, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check and split the graph; learn the scaling if there is none yet.
@@ -189,6 +195,7 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
     def train_dataloader(self) -> Loader[NodeBatch]:
         """The whole graph with its training nodes; or sets of ``batch_size`` of them, drawn anew each epoch."""
         graph = self._encoded()
+        self.check_drawn("train")
         if self.inductive:
             graph = _without(graph, graph.val_mask | graph.test_mask)
         batch = _batch(graph, graph.train_mask & (graph.y >= 0))
@@ -232,21 +239,21 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
             graph = self._scaled(self._new_graph, self.predict_path)
         return self._whole(_batch(graph, torch.ones(graph.num_nodes, dtype=torch.bool)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: names of classes and features, and the scaling.
-
-        Returns:
-            Strings, numbers, lists and dicts; empty before the graph was read.
-        """
+    def learned(self) -> dict[str, Any]:
+        """Names of classes and features, and the scaling."""
         return self._known
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take names and scaling from a checkpoint.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take names and scaling of a checkpoint."""
+        self._known, self._graph = learned, None
 
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        self._known, self._graph = state_dict, None
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The nodes of each split, if it is a random one."""
+        graph = self._graph
+        if graph is None or not self._is_random:
+            return {}
+        return {part: np.flatnonzero(graph[f"{part}_mask"]) for part in SPLITS}
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -283,43 +290,34 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
         """Names of the nodes of the graph that was read last: those of its table, else their numbers."""
         return self._node_names
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write a row for each node as CSV: ``node``, ``label``, and ``probability_<class>`` of each class.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """A row for each node: ``node``, ``label``, and ``probability_<class>`` of each class.
 
         Args:
-            path: Where to. Whole or not at all; an existing file is replaced.
             predictions: Probabilities of the classes, (n, c), in the order of the nodes.
+            path: The file.
 
         Raises:
             ValueError: If the shape does not fit.
-            OSError: If the file cannot be written.
         """
-        check_output(path)
         names, classes = self._node_names, self.classes
         if predictions.shape != (len(names), len(classes)):
             raise ValueError(
                 f"predictions must have shape {(len(names), len(classes))}, one row per node and one column per class, "
                 f"got {tuple(predictions.shape)}"
             )
-        table = pd.DataFrame({"node": names, "label": [classes[number] for number in predictions.argmax(1).tolist()]})
-        for number, column in enumerate(predictions.detach().cpu().unbind(1)):
-            table[f"probability_{classes[number]}"] = column.numpy().astype(str)  # the shortest text that reads back
-        write_output(path, table.to_csv(index=False, lineterminator="\n").encode())
+        columns: dict[str, list[Any]] = {
+            "node": names,
+            "label": [classes[number] for number in predictions.argmax(1).tolist()],
+        }
+        for name, column in zip(classes, predictions.unbind(1), strict=True):
+            columns[f"probability_{name}"] = to_numbers(column)
+        return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in NAMES:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, NAMES)}: there are {quoted(NAMES)}; give "
-                "a graph of your own with --data.path FILE"
-            )
-        if not (self.name or self.path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(NAMES)}, or a graph of your own with --data.path FILE"
-            )
+        check_source(GraphSet, "--data.path FILE", self.name, self.path, self.predict_path)
         for argument, file, edges in (
             ("path", self.path, self.edges_path),
             ("predict_path", self.predict_path, self.predict_edges_path),
@@ -332,21 +330,18 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
                     + ("is a whole graph; leave out the table of edges" if edges else "needs its edges as well")
                     + ", or give a table of nodes and one of edges, or a .pt file with a PyG Data"
                 )
-        for argument, value, allowed in (
-            ("split", self.split, ("public", "full", "random", None)),
-            ("scaling", self.hparams["scaling"], ("rows", "standard", "none", None)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{argument} must be one of {quoted(allowed[:-1])}, got {value!r}")
-        for argument, number, least in (
-            ("train_per_class", self.train_per_class, 1),
-            ("num_val", self.num_val, 0),
-            ("num_test", self.num_test, 0),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number is not None and number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_choices(
+            split=(self.split, ("public", "full", "random")),
+            scaling=(self.hparams["scaling"], ("rows", "standard", "none")),
+        )
+        check_least(
+            train_per_class=(self.train_per_class, 1),
+            num_val=(self.num_val, 0),
+            num_test=(self.num_test, 0),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
+        self.written.check()
         if not self.num_neighbors or any(count < -1 for count in self.num_neighbors):
             raise ValueError(f"num_neighbors must be counts, or -1 for all, got {self.num_neighbors}")
 
@@ -357,12 +352,9 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
     def _read(self) -> Data:
         if self._graph is not None:
             return self._graph
-        if self.name == "karate":
-            graph, classes, features = karate(), None, None
-        elif self.name == "digits":
-            graph, classes, features = digits(), None, None
-        elif self.name is not None:
-            graph, classes, features = read_planetoid(self.name, self.root), None, None
+        if self.dataset is not None:
+            graph, classes, features = self.dataset.graph(self.root), None, None
+            check_graph(graph, self._source)
         elif self.path is not None:
             graph, classes, features = self._load(self.path, self.edges_path)
         else:
@@ -370,7 +362,6 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
                 "there is no graph to train or test on; give --data.name, or --data.path FILE (--data.predict_path "
                 "FILE is enough to predict with a checkpoint)"
             )
-        check_graph(graph, self._source)
         if classes is None:
             classes = [str(number) for number in range(int(graph.y.max()) + 1)]
         if graph.edge_index.size(1) == 0:
@@ -399,15 +390,21 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
             features=self._known.get("features"),
             classes=self._known.get("classes"),
             undirected=self.undirected,
+            edges_header=self.edges_header,
+            separator=self.separator,
+            written=self.written,
+            missing_values=self.missing_values,
         )
+        check_graph(graph, path)
         return graph, classes, features
 
     def _split(self, graph: Data) -> None:
         has_split = isinstance(graph.get("train_mask"), Tensor)
-        split = self.split or ("public" if has_split and self.name != "karate" else "random")
+        split = self.split or ("random" if not has_split or (self.dataset and self.dataset.draws) else "public")
         if split != "random" and not has_split:
             raise ValueError(f"{self._source} does not say how to split it; leave out --data.split {split}")
-        if split == "random":
+        self._is_random = split == "random"
+        if self._is_random:
             self._split_at_random(graph)
         for part in SPLITS:
             if f"{part}_mask" not in graph:
@@ -416,14 +413,12 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
             graph.train_mask = ~(graph.val_mask | graph.test_mask) & (graph.y >= 0)
 
     def _split_at_random(self, graph: Data) -> None:
-        labelled = graph.y >= 0
-        drawn = torch.from_numpy(np.random.default_rng(self.seed).permutation(graph.num_nodes))
-        if self.name == "karate":  # the first member of each community
-            drawn = torch.cat([torch.where(graph.train_mask)[0], drawn[~graph.train_mask[drawn]]])
-        drawn = drawn[labelled[drawn]]
-        label = graph.y[drawn]
-        train = torch.cat([drawn[:0], *(drawn[label == number][: self.train_per_class] for number in label.unique())])
-        rest = drawn[~torch.isin(drawn, train)]
+        y = graph.y.numpy()
+        labelled = np.flatnonzero(y >= 0)
+        # a data set that is drawn anew may have an example of each class
+        named = np.flatnonzero(graph.train_mask) if self.dataset is not None and self.dataset.draws else None
+        train = splits.per_class(y, labelled, self.train_per_class, self.seed, first=named)
+        rest = np.setdiff1d(labelled, train)
         val = len(rest) // 3 if self.num_val is None else self.num_val
         test = max(0, len(rest) - val) if self.num_test is None else self.num_test
         if val + test > len(rest):
@@ -431,8 +426,10 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
                 f"{self._source} has {len(rest)} labelled nodes besides those for training, too few for {val} in "
                 f"validation and {test} in testing; lower --data.num_val or --data.num_test"
             )
-        for part, chosen in zip(SPLITS, (train, rest[:val], rest[val : val + test]), strict=True):
-            graph[f"{part}_mask"] = torch.isin(torch.arange(graph.num_nodes), chosen)
+        for_test = splits.draw(rest, test, self.seed)
+        for_val = splits.draw(np.setdiff1d(rest, for_test), val, self.seed)
+        for part, chosen in zip(SPLITS, (train, for_val, for_test), strict=True):
+            graph[f"{part}_mask"] = torch.isin(torch.arange(graph.num_nodes), torch.from_numpy(chosen))
 
     def _check_classes(self, graph: Data) -> None:
         trained = graph.y[graph.train_mask & (graph.y >= 0)].unique()
@@ -489,56 +486,8 @@ class NodeClassificationData(FromCheckpoint, LightningDataModule):
 
     def _part(self, part: str) -> NodeBatch:
         graph = self._encoded()
+        self.check_drawn(part)
         return _batch(graph, graph[f"{part}_mask"] & (graph.y >= 0))
-
-
-def check_graph(graph: Data, source: str) -> None:
-    """Check features, edges, classes and masks of a graph; one without classes gets -1 for each.
-
-    Args:
-        graph: The graph.
-        source: What errors call it.
-
-    Raises:
-        ValueError: If they do not make a graph.
-    """
-    x, edge_index = graph.x, graph.edge_index
-    if x.dim() != 2 or not x.is_floating_point():
-        raise ValueError(f"{source}: x must be numbers of shape (nodes, features), got {x.dtype} {tuple(x.shape)}")
-    if not x.isfinite().all():
-        node, feature = (~x.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"{source}: feature {feature} of node {node} is {x[node, feature]}; fill it in")
-    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.is_floating_point():
-        raise ValueError(
-            f"{source}: edge_index must be whole numbers of shape (2, edges), got {tuple(edge_index.shape)}"
-        )
-    wrong = ((edge_index < 0) | (edge_index >= len(x))).any(0)
-    if wrong.any():
-        column = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{source}: column {column} of edge_index, {edge_index[:, column].tolist()}, names a node that is missing; "
-            f"nodes are 0 to {len(x) - 1}"
-        )
-    graph.x, graph.edge_index = x.float(), edge_index.long()
-    if isinstance(graph.edge_attr, Tensor):
-        graph.edge_attr = graph.edge_attr.float().view(edge_index.size(1), -1)
-        if not graph.edge_attr.isfinite().all():
-            edge = int((~graph.edge_attr.isfinite()).nonzero()[0, 0])
-            raise ValueError(f"{source}: edge_attr of edge {edge} is not finite; fill it in")
-    if graph.y is None:
-        graph.y = torch.full((len(x),), -1)
-    if graph.y.shape != (len(x),) or graph.y.is_floating_point():
-        raise ValueError(
-            f"{source}: y must be a whole number for each node, got {graph.y.dtype} {tuple(graph.y.shape)}"
-        )
-    graph.y = graph.y.long()
-    for part in SPLITS:
-        mask = graph.get(f"{part}_mask")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(x),)):
-            raise ValueError(
-                f"{source}: {part}_mask must be a boolean for each node, got {mask.dtype} {tuple(mask.shape)}; "
-                "choose one of several splits"
-            )
 
 
 def _is_saved(path: str) -> bool:

@@ -1,39 +1,29 @@
 """Data of the regression task: rows of a table that serve as one another's context."""
 
-import os
-from collections.abc import Iterator
-from functools import partial
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from ika_lightning.data.benchmarks import BENCHMARKS, published_test_rows
+from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.cells import pack, to_numbers
+from ika_lightning.data.checks import check_choices, check_fractions, check_least, check_source
+from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset
+from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.loader import Loader, processes, shares
-from ika_lightning.data.table import (
-    MISSING,
-    Missing,
-    RowBatch,
-    TableEncoder,
-    Unseen,
-    closest,
-    quoted,
-    read_table,
-    require_column,
-)
-from ika_lightning.output import check_output, write_output
-from ika_lightning.trust import FromCheckpoint
+from ika_lightning.data.loader import Loader, RowSampler, processes, shares
+from ika_lightning.data.messages import quoted
+from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat
+from ika_lightning.data.table import read_table, require_column
 
 __all__ = ["RegressionData", "RowBatch"]
 
 
-class RegressionData(FromCheckpoint, LightningDataModule):
+class RegressionData(DataModule):
     """Rows of a table, split, scaled by the training rows, and served as sets.
 
     The table is a data set known by name, or an own file. Training batches are random sets of training rows; in
@@ -41,15 +31,15 @@ class RegressionData(FromCheckpoint, LightningDataModule):
     testing on ``test_path`` and predicting need no training table.
 
     Args:
-        name: A known data set: ``co2`` and ``airline_passengers`` ship with the package; ``boston``, ``concrete`` and
-            ``parkinsons`` are looked for under ``root`` and else downloaded. It has defaults for ``target``, ``drop``
-            and ``group``.
+        name: A known data set: ``co2`` and ``airline_passengers`` ship with the package; others, such as ``boston``,
+            ``energy`` or ``yacht``, are looked for under ``root`` and else downloaded. It has defaults for ``target``,
+            ``drop`` and ``group``. ``python -m ika_lightning datasets`` lists all.
         path: An own ``.csv``, ``.tsv`` (``.gz`` too) or ``.parquet`` with a header, instead of ``name``.
         target: The column to predict, a number. Required with ``path``.
         drop: Columns that are no features.
         group: A column whose equal rows (a person's visits, say) stay in one split. It is no feature.
         split: ``"random"``, or ``"ordered"``: first rows for training, then validation, last ones for testing.
-        published_split: Test rows of one of the 20 published splits (0 to 19) of ``boston`` and ``concrete``, instead
+        published_split: Test rows of one of the 20 published splits (0 to 19) of the UCI sets, instead
             of ``test_fraction``. Validation rows are drawn from the others.
         val_fraction: Share of the rows (of the groups; with ``published_split``, of the rows not for testing) for
             validation, at least one. 0 for none.
@@ -61,6 +51,13 @@ class RegressionData(FromCheckpoint, LightningDataModule):
             the checkpoint in force.
         unseen: What to do about a category that training did not have: ``"error"``, or ``"ignore"`` (no category).
             ``"error"`` leaves a milder policy of the checkpoint in force.
+        separator: What separates cells of own files, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
+        decimal: The sign before the fraction of a number, ``"."`` or ``","``.
+        thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none. A checkpoint
+            brings how numbers were written in training.
+        missing_values: Cells that say that nothing is known, besides empty ones; None for ``NA``, ``NaN``, ``null``,
+            ``None`` and their like.
         batch_size: Rows in a training batch: those that ask and those that are their context.
         max_context: Most training rows that are the context in evaluation, and most rows that are asked at a time.
         root: Folder of the benchmarks; by default ``IKA_DATA``, else the user's cache folder.
@@ -95,29 +92,33 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         predict_path: str | None = None,
         missing: Missing = "error",
         unseen: Unseen = "error",
+        separator: str | None = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        missing_values: list[str] | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
         root: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, test_path, predict_path, root = (
-            None if file is None else os.fspath(file) for file in (path, test_path, predict_path, root)
-        )
+        path, test_path, predict_path, root = plain(path, test_path, predict_path, root)
         self.save_hyperparameters()
         self.name, self.path, self.root = name, path, root
         self.test_path, self.predict_path = test_path, predict_path
         self.split, self.published_split = split, published_split
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.missing, self.unseen = missing, unseen
+        self.separator, self.missing_values = separator, missing_values
+        self.written = NumberFormat(decimal, thousands)
         self.batch_size, self.max_context, self.seed = batch_size, max_context, seed
+        own = "--data.path FILE --data.target COLUMN"
+        self.dataset: TableSet | None = None if name is None else find_dataset(name, TableSet, own)
         self._check_arguments(target)
 
-        benchmark = BENCHMARKS.get(name or "")
-        self.target = target or (benchmark.target if benchmark else None)
-        self.drop = drop if drop is not None else list(benchmark.drop if benchmark else ())
-        self.group = group or (benchmark.group if benchmark else None)
+        self.target = target or (self.dataset.target if self.dataset else None)
+        self.drop = drop if drop is not None else list(self.dataset.drop if self.dataset else ())
+        self.group = group or (self.dataset.group if self.dataset else None)
 
         self._encoder: TableEncoder | None = None
         self._table: pd.DataFrame | None = None
@@ -127,12 +128,6 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         self._predict_table: pd.DataFrame | None = None
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        # With own rows to test or predict, a checkpoint is enough, and the table may be out of reach.
-        if self.name is not None and self.test_path is None and self.predict_path is None:
-            self._source()
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; split, and learn the scaling if there is none yet.
@@ -150,9 +145,9 @@ class RegressionData(FromCheckpoint, LightningDataModule):
                 raise ValueError(
                     "there is nothing to predict; give the new rows with --input FILE (predict_path in Python)"
                 )
-            self._predict_table = read_table(self.predict_path)
+            self._predict_table = read_table(self.predict_path, self.separator)
         if stage in ("test", None) and self.test_path is not None:
-            self._test_table = read_table(self.test_path)
+            self._test_table = read_table(self.test_path, self.separator)
         wants_table = stage in ("fit", "validate") or (stage == "test" and self.test_path is None)
         if wants_table or (stage is None and (self.name or self.path)):
             self._setup_table()
@@ -162,7 +157,7 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         rows = self._part("train")
         rank, world = processes(self)
         sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world)
-        return Loader(sampler, partial(_take, rows))
+        return Loader(sampler, rows.take)
 
     def val_dataloader(self) -> Loader[RowBatch] | list[Loader[RowBatch]]:
         """Validation rows in the order of the file; no loader if ``val_fraction`` is 0, and Lightning warns of that."""
@@ -191,25 +186,18 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         """
         return self._in_order(self._predict_rows())
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the encoder.
-
-        Returns:
-            Strings, numbers, lists and dicts; empty before the encoder is fitted.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The encoder."""
         return {} if self._encoder is None else {"encoder": self._encoder.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the encoder from a checkpoint.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take the encoder of a checkpoint, of which a milder policy stays in force.
 
         Raises:
             ValueError: If it was trained for another target.
         """
         encoder = TableEncoder("")
-        encoder.load_state_dict(state_dict["encoder"])
+        encoder.load_state_dict(learned["encoder"])
         if self.target not in (None, encoder.target):
             raise ValueError(
                 f"the checkpoint was trained to predict {encoder.target!r}, not target={self.target!r}; "
@@ -219,7 +207,16 @@ class RegressionData(FromCheckpoint, LightningDataModule):
             encoder.missing = self.missing
         if self.unseen != "error":
             encoder.unseen = self.unseen
+        if self.written != PLAIN:
+            encoder.written = self.written
+        if self.missing_values is not None:
+            encoder.missing_values = self.missing_values
         self._encoder, self._rows = encoder, None
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The rows of each part, unless they are in the order of the file."""
+        return {} if self.split == "ordered" else self._splits
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -264,88 +261,57 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         drawn = np.random.default_rng(self.seed).choice(len(features), self.max_context, replace=False)
         return features[np.sort(drawn)]
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write the rows of ``predict_path`` with their predictions as CSV.
-
-        The columns are ``row`` (from 1; left out if the file has such a column), those of the file, and
-        ``predicted_<target>``, which is empty for a row that was dropped for missing cells.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """The rows of ``predict_path`` with ``predicted_<target>``, which is empty for one dropped for missing cells.
 
         Args:
-            path: Where to write; a file there is replaced.
             predictions: (r,) in the unit of the target, in the order of the rows of :meth:`predict_dataloader`.
+            path: The file. Its first column is ``row``, from 1, unless the rows have such a column.
 
         Raises:
             ValueError: If there are not as many predictions as rows.
-            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
-        check_output(path)
         rows = self._predict_rows().row.numpy()
         if predictions.shape != rows.shape:
             raise ValueError(f"predictions must have shape ({rows.size},), one per row, got {tuple(predictions.shape)}")
         assert self._predict_table is not None
-        table = self._predict_table.copy()
-        if "row" not in table.columns:
-            table.insert(0, "row", [str(row + 1) for row in range(len(table))])
-        cells = np.full(len(table), "", dtype=object)
-        cells[rows] = predictions.detach().cpu().numpy().astype(str)  # the shortest text that reads back the same
-        table[self._predicted_column()] = cells
-        write_output(path, table.to_csv(index=False, lineterminator="\n").encode())
+        table = {name: self._predict_table[name].tolist() for name in self._predict_table.columns}
+        numbers = {} if "row" in table else {"row": [*range(1, len(self._predict_table) + 1)]}
+        known = dict(zip(rows.tolist(), to_numbers(predictions), strict=True))
+        predicted = {self._predicted_column(): [known.get(row) for row in range(len(self._predict_table))]}
+        return pack(numbers | table | predicted, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self, target: str | None) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in BENCHMARKS:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, BENCHMARKS)}: there are "
-                f"{quoted(list(BENCHMARKS))}; give a file of your own with --data.path FILE --data.target COLUMN"
-            )
+        own = "--data.path FILE --data.target COLUMN"
+        check_source(TableSet, own, self.name, self.path, self.test_path, self.predict_path)
         if self.path is not None and target is None:
             raise ValueError(f"path={self.path!r} needs a target; give the column to predict with --data.target")
-        if not (self.name or self.path or self.test_path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(BENCHMARKS))}, or a file of your own with --data.path "
-                "FILE --data.target COLUMN"
-            )
-        for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction + test_fraction must be less than 1, got {self.val_fraction} + {self.test_fraction}; "
-                "nothing would be left for training"
-            )
-        for argument, number, least in (
-            ("batch_size", self.batch_size, 2),
-            ("max_context", self.max_context, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
-        for argument, value, allowed in (
-            ("split", self.split, ("random", "ordered")),
-            ("missing", self.missing, ("error", "drop", "mean")),
-            ("unseen", self.unseen, ("error", "ignore")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+        check_fractions(self.val_fraction, self.test_fraction)
+        check_least(batch_size=(self.batch_size, 2), max_context=(self.max_context, 1), seed=(self.seed, 0))
+        check_choices(
+            split=(self.split, ("random", "ordered")),
+            missing=(self.missing, ("error", "drop", "mean")),
+            unseen=(self.unseen, ("error", "ignore")),
+        )
+        self.written.check()
         self._check_published_split()
 
     def _check_published_split(self) -> None:
         if self.published_split is None:
             return
-        having = [name for name, benchmark in BENCHMARKS.items() if benchmark.published_splits]
+        having = [name for name, found in DATASETS.items() if isinstance(found, TableSet) and found.published_splits]
         if self.name not in having:
-            raise ValueError(f"published_split is for {quoted(having)} only, got name={self.name!r}; leave it out")
+            raise ValueError(f"published_split is for {quoted(having, 30)} only, got name={self.name!r}; leave it out")
         if not 0 <= self.published_split < 20:
             raise ValueError(f"published_split must be 0 to 19, got {self.published_split}")
         if self.split != "random" or self.hparams["group"] or self.test_path:
             raise ValueError("published_split says which rows are for testing; leave out split, group and test_path")
 
-    def _source(self) -> str | Traversable:
-        if self.name is not None:
-            return BENCHMARKS[self.name].file(self.name, self.root)
+    def _source(self) -> str:
+        if self.dataset is not None:
+            return str(self.dataset.file("table", self.root))
         if self.path is None:
             raise ValueError(
                 "there is no table to split; give --data.name, or --data.path FILE --data.target COLUMN "
@@ -356,13 +322,20 @@ class RegressionData(FromCheckpoint, LightningDataModule):
     def _setup_table(self) -> None:
         if self._table is None:
             source = self._source()
-            table = read_table(source)
+            table = read_table(source, self.separator if self.path else None)
             self._splits = self._split_rows(table, str(source))
             self._table = table
         if self._encoder is None:
             assert self.target is not None
             drop = list(dict.fromkeys([*self.drop, *([self.group] if self.group else [])]))
-            encoder = TableEncoder(self.target, drop=drop, missing=self.missing, unseen=self.unseen)
+            encoder = TableEncoder(
+                self.target,
+                drop=drop,
+                missing=self.missing,
+                unseen=self.unseen,
+                written=self.written,
+                missing_values=self.missing_values,
+            )
             self._encoder = encoder.fit(self._table, self._splits["train"], self._table_name)
 
     @property
@@ -371,22 +344,21 @@ class RegressionData(FromCheckpoint, LightningDataModule):
 
     def _split_rows(self, table: pd.DataFrame, source: str) -> dict[str, np.ndarray]:
         if self.published_split is not None:
-            assert self.name is not None
-            test = published_test_rows(self.name, self.published_split, self.root)
+            assert self.dataset is not None
+            test = self.dataset.test_rows(self.published_split, self.root)
             if test.size == 0 or test.max() >= len(table):
                 raise ValueError(
                     f"{source} has {len(table)} rows, but published split {self.published_split} names row "
                     f"{test.max(initial=-1) + 1}; is it the original table?"
                 )
             others = np.setdiff1d(np.arange(len(table)), test)
-            val_size = _share(self.val_fraction, others.size)
-            drawn = np.random.default_rng([self.seed, self.published_split]).permutation(others)
-            return {"train": np.sort(drawn[val_size:]), "val": np.sort(drawn[:val_size]), "test": np.sort(test)}
+            val = splits.draw(others, splits.share_of(self.val_fraction, others.size), self.seed)
+            return {"train": np.setdiff1d(others, val), "val": val, "test": np.sort(test)}
 
         units, what = self._units(table)
         count = int(units.max()) + 1
-        test_size = 0 if self.test_path else _share(self.test_fraction, count)
-        val_size = _share(self.val_fraction, count)
+        test_size = 0 if self.test_path else splits.share_of(self.test_fraction, count)
+        val_size = splits.share_of(self.val_fraction, count)
         train_size = count - val_size - test_size
         least = 1 if self.group else 2  # one row alone has no spread to scale by
         if train_size < least:
@@ -394,14 +366,7 @@ class RegressionData(FromCheckpoint, LightningDataModule):
                 f"{self._table_name} has {count} {what}, too few for {val_size} in validation, {test_size} in testing "
                 f"and at least {least} in training; give more, or lower --data.val_fraction or --data.test_fraction"
             )
-        order = np.arange(count)
-        if self.split == "random":
-            order = np.random.default_rng(self.seed).permutation(count)
-        train, val, test = np.split(order, [train_size, train_size + val_size])
-        return {
-            part: np.flatnonzero(np.isin(units, chosen))
-            for part, chosen in (("train", train), ("val", val), ("test", test))
-        }
+        return splits.deal(units, val_size, test_size, ordered=self.split == "ordered", seed=self.seed)
 
     def _units(self, table: pd.DataFrame) -> tuple[np.ndarray, str]:
         """What is split: for each row the number of its group, in order of appearance, or its own. (r,)."""
@@ -425,6 +390,7 @@ class RegressionData(FromCheckpoint, LightningDataModule):
         return self._encoder
 
     def _part(self, part: str) -> RowBatch:
+        self.check_drawn(part)
         if self._rows is None:
             if self._table is None:
                 raise ValueError("the table is not read yet; call setup('fit') first")
@@ -435,13 +401,13 @@ class RegressionData(FromCheckpoint, LightningDataModule):
                 f"{self._table_name}: missing={self._fitted().missing!r} dropped all {self._splits[part].size} rows of "
                 f"the {part} split; try --data.missing mean, or another --data.seed"
             )
-        return _take(self._rows, index)
+        return self._rows.take(index)
 
     def _in_order(self, rows: RowBatch) -> Loader[RowBatch]:
         rank, world = processes(self)
         size = self.max_context * world
         joint = [np.arange(start, min(start + size, len(rows.row))) for start in range(0, len(rows.row), size)]
-        return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), partial(_take, rows))
+        return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), rows.take)
 
     def _predict_rows(self) -> RowBatch:
         if self._predict_table is None:
@@ -453,60 +419,3 @@ class RegressionData(FromCheckpoint, LightningDataModule):
 
     def _predicted_column(self) -> str:
         return f"predicted_{self._fitted().target}"
-
-
-class RowSampler:
-    """Draws disjoint random sets of rows, anew each epoch.
-
-    The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been.
-
-    Args:
-        count: How many rows there are.
-        batch_size: Rows in a set. What is left over at the end is a set if it is at least half of one.
-        seed: Seed of the draws.
-        rank: Which of the processes this is. Each takes its share of the sets, the same number as the others; if there
-            are fewer sets than processes, each draws all rows in an order of its own.
-        world: How many processes there are.
-
-    Example:
-        >>> [len(rows) for rows in RowSampler(7, batch_size=3)]
-        [3, 3]
-    """
-
-    def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Turn to another epoch; Lightning calls it.
-
-        Args:
-            epoch: The epoch, from 0.
-        """
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        sets = self._draw(self.seed, self.epoch)
-        if len(sets) >= self.world:
-            sets = sets[self.rank : len(sets) // self.world * self.world : self.world]
-        elif self.rank > 0:
-            sets = self._draw(self.seed, self.epoch, self.rank)
-        yield from sets
-
-    def _draw(self, *seed: int) -> tuple[Tensor, ...]:
-        sets = torch.from_numpy(np.random.default_rng(seed).permutation(self.count)).split(self.batch_size)
-        # A few left-over rows would make a step as long as the others from a far poorer context.
-        return sets[:-1] if len(sets) > 1 and len(sets[-1]) < self.batch_size / 2 else sets
-
-
-def _take(rows: RowBatch, index: Tensor) -> RowBatch:
-    return RowBatch(*(tensor[index] for tensor in rows))
-
-
-def _share(fraction: float, count: int) -> int:
-    """At least one, unless the fraction is 0."""
-    return max(1, round(fraction * count)) if fraction else 0

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import warnings
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from ika_lightning.data.files import read_lines
+from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.cells import pack, to_numbers
+from ika_lightning.data.checks import check_fractions, check_least, check_source
+from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.labelled import Column, Labelled, draw, read_labelled, spread
+from ika_lightning.data.labelled import Column, Labelled, read_labelled, read_texts
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.sentences import SENTENCES
-from ika_lightning.data.table import closest, quoted
+from ika_lightning.data.messages import quoted, say
+from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
-from ika_lightning.output import check_output, write_output
-from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TextBatch", "TextClassificationData"]
-
-_PARTS = ("train", "val", "test")
 
 
 class TextBatch(NamedTuple):
@@ -48,7 +46,7 @@ class TextBatch(NamedTuple):
         return {"texts": len(self.tokens), "tokens": (self.tokens != 0).sum()}
 
 
-class TextClassificationData(FromCheckpoint, LightningDataModule):
+class TextClassificationData(DataModule):
     """Texts and their classes, split, cut into tokens, and served in batches of similar length.
 
     The texts are a data set known by name, or an own file. Official splits are kept; where there is none, rows are
@@ -59,15 +57,19 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
     at ``max_length``, and texts without any token, which are read as one unknown token.
 
     Args:
-        name: A known data set: ``languages`` (which of 24 languages is this?) ships with the package; ``trec``,
-            ``trec_fine``, ``sst2``, ``mr`` and ``subj`` are looked for under ``root`` and else downloaded.
+        name: A known data set: ``languages`` (which of 24 languages is this?) ships with the package; others, such as
+            ``trec``, ``sst2`` or ``mr``, are looked for under ``root`` and else downloaded. ``python -m ika_lightning
+            datasets`` lists all.
         path: An own ``.tsv``, ``.csv`` or ``.jsonl`` (``.gz`` too), instead of ``name``.
         label: The column of labels in own files: its name, or its position, from 1, if there is no header. By default
-            ``label`` if the first line has columns ``label`` and ``text``, else the first column.
-        text: The column of texts; by default ``text``, or the second.
+            one with a usual name, such as ``label`` or ``class``, or the first of a file without a header.
+        text: The column of texts; by default one with a usual name, such as ``text`` or ``review``, or the second.
+        separator: What separates cells of own files, one character; ``"auto"`` looks for it, and says what it found.
+            None is a comma in a ``.csv`` and a tab in a ``.tsv``.
         val_path: An own file for validation; then no rows are held out for it.
         test_path: An own file for testing; then no rows are held out for it.
-        predict_path: New texts, one a line; ``-`` for standard input.
+        predict_path: New texts, one a line, or the column of texts of a ``.csv``, ``.tsv`` or ``.jsonl``; ``-`` for
+            standard input.
         val_fraction: Share of the rows of the training file for validation, of each class, at least one row. 0 for
             none.
         test_fraction: Share of the rows for testing, in the same way.
@@ -102,6 +104,7 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         path: str | None = None,
         label: Column | None = None,
         text: Column | None = None,
+        separator: str | None = None,
         val_path: str | None = None,
         test_path: str | None = None,
         predict_path: str | None = None,
@@ -119,21 +122,20 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        path, val_path, test_path, predict_path, root = (
-            None if file is None else os.fspath(file) for file in (path, val_path, test_path, predict_path, root)
-        )
+        path, val_path, test_path, predict_path, root = plain(path, val_path, test_path, predict_path, root)
         self.save_hyperparameters()
         self.name, self.path, self.root = name, path, root
-        self.columns = label, text
+        self.columns, self.separator = (label, text), separator
         self.val_path, self.test_path, self.predict_path = val_path, test_path, predict_path
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.fold, self.folds = fold, folds
         self.unit: Literal["word", "subword"] = unit
         self.max_size, self.min_count, self.lowercase = vocab_size, min_count, lowercase
         self.max_length, self.batch_size, self.seed = max_length, batch_size, seed
+        self.dataset: TextSet | None = None if name is None else find_dataset(name, TextSet, "--data.path FILE")
         self._check_arguments()
 
+        self._drawn: dict[str, np.ndarray] = {}
         self._tokenizer: Tokenizer | None = None
         self._classes: list[str] = []
         self._parts: dict[str, Labelled] = {}  # "train", "val", "test", as far as they are read
@@ -141,13 +143,6 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         self._encoded: dict[str, _Texts] = {}
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a benchmark, once per machine."""
-        # With own texts to test or predict, a checkpoint is enough, and the benchmark may be out of reach.
-        if self.name is not None and self.test_path is None and self.predict_path is None:
-            for part in _PARTS:
-                SENTENCES[self.name].read(part, self.root)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; split, and learn the vocabulary if there is none yet.
@@ -163,7 +158,7 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         if stage == "predict" or (stage is None and self.predict_path is not None):
             self._predict_texts = self._read_predict_texts()
         if stage == "test" and self.test_path is not None:
-            self._parts["test"] = read_labelled(self.test_path, *self.columns)
+            self._parts["test"] = self._read_own(self.test_path)
         elif stage != "predict" and (stage is not None or self.name or self.path):
             self._setup_parts()
 
@@ -196,25 +191,22 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         """
         return self._loader(self._texts_to_predict())
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the vocabulary and the classes.
-
-        Returns:
-            Strings, numbers and a list; empty before the vocabulary is learned.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The vocabulary and the classes."""
         if self._tokenizer is None:
             return {}
         return {"tokenizer": self._tokenizer.state(), "classes": self.classes, "max_length": self.max_length}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take vocabulary and classes from a checkpoint.
-
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        self._tokenizer = Tokenizer(state_dict["tokenizer"])
-        self._classes, self.max_length = state_dict["classes"], state_dict["max_length"]
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take vocabulary and classes of a checkpoint."""
+        self._tokenizer = Tokenizer(learned["tokenizer"])
+        self._classes, self.max_length = learned["classes"], learned["max_length"]
         self._encoded = {}
+
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The rows of the parts that were held out, and of training if there are such parts."""
+        return self._drawn
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -257,20 +249,17 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
         """Whether the training texts are read and their vocabulary is known."""
         return "train" in self._parts and self._tokenizer is not None
 
-    def write_predictions(self, path: str | Path, predictions: Tensor) -> None:
-        """Write the texts of ``predict_path`` with their classes, as CSV, or TSV if the name ends in ``.tsv``.
-
-        The columns are ``row`` (from 1), ``text``, ``predicted_label`` and ``probability_<class>`` for each class.
+    def render(self, predictions: Tensor, path: str | Path) -> bytes:
+        """The texts of ``predict_path`` with their classes.
 
         Args:
-            path: Where to write; a file there is replaced.
             predictions: (r, c) probabilities, in the order of :meth:`predict_dataloader`.
+            path: The file. Its columns are ``row`` (from 1), ``text``, ``predicted_label`` and
+                ``probability_<class>`` for each class.
 
         Raises:
             ValueError: If there is not a probability for each text and class.
-            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
-        check_output(path)
         texts, sampler = self._predict_texts or [], self._sampler(self._texts_to_predict())
         if predictions.shape != (len(texts), len(self._classes)):
             raise ValueError(
@@ -279,53 +268,31 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
             )
         in_order = torch.empty_like(predictions)
         in_order[torch.cat(list(sampler))] = predictions
-        table = pd.DataFrame(
-            {
-                "row": range(1, len(texts) + 1),
-                "text": texts,
-                "predicted_label": [self._classes[number] for number in in_order.argmax(1).tolist()],
-            }
-        )
+        columns: dict[str, list[Any]] = {
+            "row": [*range(1, len(texts) + 1)],
+            "text": texts,
+            "predicted_label": [self._classes[number] for number in in_order.argmax(1).tolist()],
+        }
         for number, name in enumerate(self._classes):
-            table[f"probability_{name}"] = [f"{value:.6g}" for value in in_order[:, number].tolist()]
-        separator = "\t" if str(path).endswith(".tsv") else ","
-        write_output(path, table.to_csv(index=False, sep=separator, lineterminator="\n").encode())
+            columns[f"probability_{name}"] = to_numbers(in_order[:, number])
+        return pack(columns, path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        if self.name is not None and self.path is not None:
-            raise ValueError(f"give name or path, not both: name={self.name!r}, path={self.path!r}")
-        if self.name is not None and self.name not in SENTENCES:
-            raise ValueError(
-                f"name={self.name!r} is no known data set{closest(self.name, SENTENCES)}: there are "
-                f"{quoted(list(SENTENCES))}; give a file of your own with --data.path FILE"
-            )
-        if not (self.name or self.path or self.test_path or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(SENTENCES))}, or a file of your own with --data.path"
-            )
-        for argument, fraction in (("val_fraction", self.val_fraction), ("test_fraction", self.test_fraction)):
-            if not 0 <= fraction < 1:
-                raise ValueError(f"{argument} must be at least 0 and less than 1, got {fraction}")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"val_fraction + test_fraction must be less than 1, got {self.val_fraction} + {self.test_fraction}; "
-                "nothing would be left for training"
-            )
-        for argument, number, least in (
-            ("folds", self.folds, 2),
-            ("max_length", self.max_length, 1),
-            ("min_count", self.min_count, 1),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if number < least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_source(TextSet, "--data.path FILE", self.name, self.path, self.test_path, self.predict_path)
+        check_fractions(self.val_fraction, self.test_fraction)
+        check_least(
+            folds=(self.folds, 2),
+            max_length=(self.max_length, 1),
+            min_count=(self.min_count, 1),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
         if self.fold is not None:
             if not 0 <= self.fold < self.folds:
                 raise ValueError(f"fold must be 0 to {self.folds - 1}, one of folds={self.folds}, got {self.fold}")
-            if self.test_path or (self.name and SENTENCES[self.name].test):
+            if self.test_path or (self.dataset and "test" in self.dataset.files):
                 raise ValueError(
                     "fold says which rows are for testing, but there is a test file; leave out one of them"
                 )
@@ -347,43 +314,52 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
 
     def _read_parts(self) -> dict[str, Labelled]:
         parts: dict[str, Labelled | None]
-        if self.name is not None:
-            parts = {part: SENTENCES[self.name].read(part, self.root) for part in _PARTS}
+        if self.dataset is not None:
+            parts = {part: self.dataset.read(part, self.root) for part in splits.PARTS}
         elif self.path is not None:
-            parts = {"train": read_labelled(self.path, *self.columns), "val": None, "test": None}
+            parts = {"train": self._read_own(self.path), "val": None, "test": None}
         else:
             raise ValueError(
                 "there are no texts to split; give --data.name, or --data.path FILE (--data.test_path FILE is enough "
                 "to test a checkpoint)"
             )
-        for part, path in (("val", self.val_path), ("test", self.test_path)):
-            if path is not None:
-                parts[part] = read_labelled(path, *self.columns)
-
         whole = parts["train"]
         assert whole is not None
         classes = _in_order(set(whole.labels))
+        for part, path in (("val", self.val_path), ("test", self.test_path)):
+            if path is not None:
+                parts[part] = self._read_own(path, classes)
+
         if len(classes) < 2:
             raise ValueError(f"{whole.source} has one class only, {classes[0]!r}; a classifier needs two or more")
         labels = np.array([classes.index(label) for label in whole.labels])
-        rows, rng = np.arange(len(labels)), np.random.default_rng(self.seed)
+        rows = np.arange(len(labels))
         held_out: dict[str, np.ndarray] = {}
         if self.fold is not None:
-            held_out["test"] = np.sort(spread(labels, rows, rng)[self.fold :: self.folds])
+            held_out["test"] = splits.fold_of(labels, self.fold, self.folds, self.seed)
         elif parts["test"] is None and self.test_fraction:
-            held_out["test"] = draw(labels, rows, _share(self.test_fraction, len(rows)), rng)
+            held_out["test"] = splits.hold_out(labels, rows, splits.share_of(self.test_fraction, len(rows)), self.seed)
         rows = np.setdiff1d(rows, held_out.get("test", []))
         if parts["val"] is None and self.val_fraction:
-            held_out["val"] = draw(labels, rows, _share(self.val_fraction, len(labels)), rng)
+            held_out["val"] = splits.hold_out(labels, rows, splits.share_of(self.val_fraction, len(labels)), self.seed)
         rows = np.setdiff1d(rows, held_out.get("val", []))
         if not all(map(len, held_out.values())):
             raise ValueError(
                 f"{whole.source} has {len(labels)} rows of {len(classes)} classes, too few to hold out any of them; "
-                "give more, or files of their own with --data.val_path and --data.test_path"
+                "give more, or files of their own with --data.val_path and --data.test_path; if labels and texts were "
+                "taken for one another, give --data.label and --data.text"
             )
-        parts["train"] = _rows(whole, rows)
-        parts |= {part: _rows(whole, chosen) for part, chosen in held_out.items()}
+        self._drawn = {**held_out, "train": rows} if held_out else {}
+        parts["train"] = whole.take(rows.tolist())
+        parts |= {part: whole.take(chosen.tolist()) for part, chosen in held_out.items()}
         return {part: rows for part, rows in parts.items() if rows is not None}
+
+    def _read_own(self, path: str, known: Collection[str] = ()) -> Labelled:
+        rows = read_labelled(path, *self.columns, self.separator, known)
+        say(rows.summary)
+        if markers := sorted(set(rows.labels) & MISSING):
+            say(f"{path}: the label {markers[0]!r} is read as a class; leave out rows without a label")
+        return rows
 
     def _warn_of_duplicates(self) -> None:
         known = set(self._parts["train"].texts)
@@ -404,12 +380,10 @@ class TextClassificationData(FromCheckpoint, LightningDataModule):
                 "there is nothing to predict; give a file with a text in each line with --input FILE (predict_path in "
                 "Python)"
             )
-        texts = read_lines(self.predict_path)
-        if not texts:
-            raise ValueError(f"{self.predict_path} is empty; it should have a text in each line")
-        return texts
+        return read_texts(self.predict_path, self.columns[1], self.separator)
 
     def _part(self, part: str) -> _Texts:
+        self.check_drawn(part)
         if part not in self._encoded:
             if part not in self._parts:
                 raise ValueError(f"the texts for {part} are not read yet; call setup('fit') first")
@@ -470,12 +444,3 @@ def _take(texts: _Texts, index: Tensor) -> TextBatch:
 def _in_order(labels: set[str]) -> list[str]:
     """Sort labels: by value if they are all whole numbers, else as text."""
     return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
-
-
-def _share(fraction: float, count: int) -> int:
-    return max(1, round(fraction * count))
-
-
-def _rows(labelled: Labelled, rows: np.ndarray) -> Labelled:
-    labels, texts, lines = ([column[row] for row in rows.tolist()] for column in labelled[:3])
-    return Labelled(labels, texts, lines, labelled.source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,18 +9,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ika_lightning.data.corpora import CORPORA, Pairs, pair_up
+from ika_lightning.data import splits
+from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.cells import compress
+from ika_lightning.data.checks import check_least, check_source
+from ika_lightning.data.datasets import ParallelSet, find_dataset
 from ika_lightning.data.files import read_lines
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
-from ika_lightning.data.table import closest, quoted
+from ika_lightning.data.messages import quoted, say
+from ika_lightning.data.parallel import Pairs, pair_up
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
-from ika_lightning.output import check_output, write_output
-from ika_lightning.trust import FromCheckpoint
 
 __all__ = ["TranslationBatch", "TranslationData"]
 
@@ -50,7 +50,7 @@ class TranslationBatch(NamedTuple):
         return {"sentences": len(self.source), "tokens": tokens}
 
 
-class TranslationData(FromCheckpoint, LightningDataModule):
+class TranslationData(DataModule):
     """Parallel text, cut into parts of words that are learned on its training part.
 
     Each digit is a token of its own, so that numbers are copied and not learned by heart.
@@ -69,6 +69,8 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         val_target: Their translations.
         test_source: An own file of sentences for testing, instead of the corpus's own.
         test_target: Their translations.
+        target_language: The language of own translations, such as ``zh``, which says how BLEU cuts them up. By default
+            the ending of ``target``, such as ``.zh``, or else their script.
         predict_path: Sentences to translate, one a line; ``-`` is standard input.
         val_fraction: Share of the pairs of own files, at least one, that is held out if there is no ``val_source``.
         vocabulary: Most tokens, bytes included; of each side if they are not joint.
@@ -101,6 +103,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         val_target: str | None = None,
         test_source: str | None = None,
         test_target: str | None = None,
+        target_language: str | None = None,
         predict_path: str | None = None,
         val_fraction: float = 0.05,
         vocabulary: int = 8000,
@@ -113,32 +116,29 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with Path objects in it would not load with weights_only=True.
-        source, target, val_source, val_target, test_source, test_target, predict_path, root = (
-            None if file is None else os.fspath(file)
-            for file in (source, target, val_source, val_target, test_source, test_target, predict_path, root)
+        source, target, val_source, val_target, test_source, test_target, predict_path, root = plain(
+            source, target, val_source, val_target, test_source, test_target, predict_path, root
         )
         self.save_hyperparameters()
         self.name, self.source, self.target = name, source, target
         self.files = {"val": (val_source, val_target), "test": (test_source, test_target)}
         self.predict_path, self.root = predict_path, root
+        self.own_target_language = target_language
         self.val_fraction, self.vocabulary, self.joint = val_fraction, vocabulary, joint
         self.max_length, self.max_ratio = max_length, max_ratio
         self.batch_tokens, self.batch_size, self.seed = batch_tokens, batch_size, seed
-        self._check_arguments()
+        own = "--data.source FILE --data.target FILE"
+        self.dataset: ParallelSet | None = None if name is None else find_dataset(name, ParallelSet, own)
+        self.test_path = test_source
+        self._check_arguments(own)
 
+        self._drawn: dict[str, np.ndarray] = {}
         self.left_out: dict[str, int] = {}  # training pairs, by what was wrong with them
         self._pairs: dict[str, Pairs] = {}  # of "train", "val" and "test"
         self._lines: list[str] | None = None  # to predict for
         self._tokenizers: tuple[Tokenizer, Tokenizer] | None = None  # of source and target; joint: one, twice
 
     # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Download a corpus, once per machine."""
-        if self.name is not None and self.predict_path is None and self.files["test"][0] is None:
-            for split in ("train", "val", "test"):
-                self._read(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the files that a stage needs; in fitting, learn the tokenizers.
@@ -169,6 +169,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
 
     def train_dataloader(self) -> Loader[TranslationBatch]:
         """Batches of ``batch_tokens`` of the training pairs that are neither too long nor too uneven."""
+        self.check_drawn("train")
         tokens = self._encode("train")
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
         kept = self._filter(lengths - (1, 2))
@@ -208,25 +209,22 @@ class TranslationData(FromCheckpoint, LightningDataModule):
 
         return Loader(LengthSampler(lengths, batch_size=self.batch_size, shuffle=False), take)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps: the tokenizers.
-
-        Returns:
-            Strings; empty before they are learned.
-        """
+    def learned(self) -> dict[str, Any]:
+        """The tokenizers."""
         if self._tokenizers is None:
             return {}
         source, target = self._tokenizers
         return {"source": source.state()} if source is target else {"source": source.state(), "target": target.state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the tokenizers from a checkpoint.
+    def adopt(self, learned: dict[str, Any]) -> None:
+        """Take the tokenizers of a checkpoint."""
+        source = Tokenizer(learned["source"])
+        self._tokenizers = source, Tokenizer(learned["target"]) if "target" in learned else source
 
-        Args:
-            state_dict: What :meth:`state_dict` gave.
-        """
-        source = Tokenizer(state_dict["source"])
-        self._tokenizers = source, Tokenizer(state_dict["target"]) if "target" in state_dict else source
+    @property
+    def drawn(self) -> dict[str, np.ndarray]:
+        """The pairs that were held out for validation, and those for training, if there are such."""
+        return self._drawn
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -246,7 +244,27 @@ class TranslationData(FromCheckpoint, LightningDataModule):
     def target_texts(self, tokens: Iterable[Sequence[int]]) -> list[str]:
         """Return the text that each sequence of target tokens stands for, on one line."""
         tokenizer = self._fitted()[1]
-        return [" ".join(tokenizer.decode(sequence).split("\n")).strip() for sequence in tokens]
+        return [" ".join(tokenizer.decode(sequence).splitlines()).strip() for sequence in tokens]
+
+    @property
+    def target_language(self) -> str | None:
+        """The code of the language of the translations; None if nothing says it."""
+        if self.own_target_language or self.name is not None:
+            return self.own_target_language or self.target
+        file = self.target or self.files["test"][1] or ""
+        ending = Path(file.removesuffix(".gz")).suffix.removeprefix(".").lower()
+        return ending if len(ending) == 2 and ending.isalpha() else None
+
+    @property
+    def references(self) -> list[str]:
+        """Translations that were read, for testing if there are any, else for validation."""
+        split = next((split for split in ("test", "val", "train") if split in self._pairs), None)
+        return self._pairs[split].target if split else []
+
+    @property
+    def compares_in_lowercase(self) -> bool:
+        """Whether the figure that is published for the data is of lower-cased, tokenised text."""
+        return self.dataset is not None and self.dataset.published_in_lowercase
 
     def token_names(self, tokens: Tensor, target: bool = False) -> list[list[str]]:
         """Return each token of sentences, or of their translations, as a person would read it, without padding.
@@ -258,23 +276,21 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         tokenizer = self._fitted()[target]
         return [tokenizer.names([token for token in row if token != PADDING]) for row in tokens.tolist()]
 
-    def write_predictions(self, path: str | Path, predictions: Sequence[tuple[int, list[list[Any]]]]) -> None:
-        """Write the translations of ``predict_path``, line by line.
+    def render(self, predictions: Sequence[tuple[int, list[list[Any]]]], path: str | Path) -> bytes:
+        """The translations of ``predict_path``, line by line.
 
         A blank line stays one, so line n of the file is the translation of line n. If there are several translations
         of each line, each is written as ``<line, from 0> ||| <translation> ||| <score>`` instead, the best first.
 
         Args:
-            path: Where to write; a file there is replaced. ``-`` is standard output.
             predictions: For each line, in any order, its number and, for each of its pieces, translations as tokens
                 and score, the best first.
+            path: The file.
 
         Raises:
             ValueError: If a line is not translated, or more than once.
-            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
         """
         assert self._lines is not None
-        check_output(path)
         if sorted(number for number, _ in predictions) != list(range(len(self._lines))):
             raise ValueError(f"predictions must be one for each of {len(self._lines)} lines, got {len(predictions)}")
         several = max(len(hypotheses) for _, pieces in predictions for hypotheses in pieces) > 1
@@ -285,23 +301,19 @@ class TranslationData(FromCheckpoint, LightningDataModule):
                 written.append(f"{number} ||| {text} ||| {sum(score for _, score in ranked):.4f}" if several else text)
                 if not self._lines[number]:
                     break
-        write_output(path, "".join(f"{line}\n" for line in written).encode())
+        return compress("".join(f"{line}\n" for line in written), path)
 
     # --- How it is done -----------------------------------------------------------------------------------------------
 
-    def _check_arguments(self) -> None:
-        if self.name is not None:
-            self._check_languages(self.name)
+    def _check_arguments(self, own: str) -> None:
+        if self.dataset is not None:
+            self._check_languages(self.dataset)
         elif (self.source is None) != (self.target is None):
             raise ValueError(
                 f"source and target go together, got source={self.source!r}, target={self.target!r}; give two parallel "
                 "files with --data.source FILE --data.target FILE, or a known corpus with --data.name"
             )
-        elif not (self.source or self.files["test"][0] or self.predict_path):
-            raise ValueError(
-                f"no data: give --data.name, one of {quoted(list(CORPORA))}, or two parallel files of your own with "
-                "--data.source FILE --data.target FILE"
-            )
+        check_source(ParallelSet, own, None, self.source or self.name, self.test_path, self.predict_path)
         for split, (source, target) in self.files.items():
             if (source is None) != (target is None):
                 raise ValueError(
@@ -310,24 +322,18 @@ class TranslationData(FromCheckpoint, LightningDataModule):
                 )
         if not 0.0 < self.val_fraction < 1.0:
             raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
-        for argument, number, least in (
-            ("vocabulary", self.vocabulary, 260),  # four special tokens and the bytes
-            ("max_length", self.max_length, 1),
-            ("max_ratio", self.max_ratio, 1.0),
-            ("batch_tokens", self.batch_tokens, 1),
-            ("batch_size", self.batch_size, 1),
-            ("seed", self.seed, 0),
-        ):
-            if not number >= least:
-                raise ValueError(f"{argument} must be at least {least}, got {number}")
+        check_least(
+            # four special tokens and the bytes
+            vocabulary=(self.vocabulary, 260),
+            max_length=(self.max_length, 1),
+            max_ratio=(self.max_ratio, 1.0),
+            batch_tokens=(self.batch_tokens, 1),
+            batch_size=(self.batch_size, 1),
+            seed=(self.seed, 0),
+        )
 
-    def _check_languages(self, name: str) -> None:
-        if name not in CORPORA:
-            raise ValueError(
-                f"name={name!r} is no known corpus{closest(name, CORPORA)}: there are {quoted(list(CORPORA))}; give "
-                "files of your own with --data.source FILE --data.target FILE"
-            )
-        languages = CORPORA[name].languages
+    def _check_languages(self, dataset: ParallelSet) -> None:
+        name, languages = dataset.name, dataset.languages
         self.source = self.source or next(language for language in languages if language != self.target)
         self.target = self.target or next(language for language in languages if language != self.source)
         for side, language in (("source", self.source), ("target", self.target)):
@@ -340,9 +346,9 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         own_source, own_target = self.files.get(split, (None, None))
         if own_source is not None and own_target is not None:
             pairs = pair_up(own_source, own_target)
-        elif self.name is not None:
+        elif self.dataset is not None:
             assert self.source is not None and self.target is not None
-            pairs = CORPORA[self.name].pairs(split, self.source, self.target, self.root)
+            pairs = self.dataset.pairs(split, self.source, self.target, self.root)
         elif split == "train" and self.source is not None and self.target is not None:
             pairs = pair_up(self.source, self.target)
         else:
@@ -352,7 +358,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
                 else "there is nothing to learn from; give --data.name, or --data.source FILE --data.target FILE"
             )
         if pairs.empty:
-            _report(f"{split} pairs left out because a side is blank: {pairs.empty}")
+            say(f"{split} pairs left out because a side is blank: {pairs.empty}")
         return pairs
 
     def _setup_fit(self, stage: str | None) -> None:
@@ -363,12 +369,13 @@ class TranslationData(FromCheckpoint, LightningDataModule):
             self._pairs["val"] = self._read("val")
             return
         pairs = self._pairs["train"]
-        count = max(1, round(self.val_fraction * len(pairs.source)))
+        count = splits.share_of(self.val_fraction, len(pairs.source))
         if count == len(pairs.source):
             raise ValueError(f"{self.source} has a single pair with text: too few to hold one out; give more")
-        order = np.random.default_rng(self.seed).permutation(len(pairs.source))
-        for split, chosen in (("val", order[:count]), ("train", order[count:])):
-            rows = np.sort(chosen).tolist()
+        parts = splits.deal(np.arange(len(pairs.source)), count, 0, ordered=False, seed=self.seed)
+        self._drawn = {split: parts[split] for split in ("train", "val")}
+        for split in ("train", "val"):
+            rows = parts[split].tolist()
             self._pairs[split] = Pairs([pairs.source[i] for i in rows], [pairs.target[i] for i in rows])
 
     def _learn(self, pairs: Pairs) -> tuple[Tokenizer, Tokenizer]:
@@ -402,7 +409,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         kept = np.flatnonzero(~long & ~uneven)
         self.left_out = {"long": int(long.sum()), "uneven": int(uneven.sum())}
         if len(kept) < len(lengths):
-            _report(
+            say(
                 f"training pairs: {len(kept)} of {len(lengths)}; left out: {long.sum()} with more than "
                 f"{self.max_length} tokens, {uneven.sum()} with over {self.max_ratio:g} times as many as the other side"
             )
@@ -423,6 +430,7 @@ class TranslationData(FromCheckpoint, LightningDataModule):
         return [*pieces, tokens]
 
     def _evaluation_loader(self, split: str) -> Loader[TranslationBatch]:
+        self.check_drawn(split)
         tokens = self._encode(split)
         texts = list(zip(self._pairs[split].source, self._pairs[split].target, strict=True))
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
@@ -438,8 +446,3 @@ class TranslationData(FromCheckpoint, LightningDataModule):
 
 def _pad_sides(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
     return pad([source for source, _ in pairs]), pad([target for _, target in pairs])
-
-
-@rank_zero_only
-def _report(message: str) -> None:
-    print(message)

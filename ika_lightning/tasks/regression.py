@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
 from ika_lightning.data import RegressionData
-from ika_lightning.data.table import RowBatch
+from ika_lightning.data.encoders import RowBatch
 from ika_lightning.models import AttentionFactory, RowTransformer
 from ika_lightning.pictures.results import draw_fit
 from ika_lightning.tasks.base import Task, find_layer

@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
+
+# How sacreBLEU's tokenizers are called that cut up what has no blanks between words, by language.
+_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", **dict.fromkeys(("th", "lo", "km", "my", "bo"), "char")}
+
+# The default, 13a, knows the punctuation of these scripts; that of others, such as the Arabic comma, intl knows.
+_EUROPEAN = ("LATIN", "GREEK", "CYRILLIC")
+
+# The language that a script tells, by the first word of the names of its letters.
+_SCRIPTS = {"CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "THAI": "th", "LAO": "lo", "KHMER": "km",
+            "MYANMAR": "my", "TIBETAN": "bo"}  # fmt: skip
+
+
+def make_bleu(tokenizer: str, language: str | None, references: Iterable[str], *, lowercase: bool = False) -> BLEU:
+    """BLEU with the tokenizer that suits a language.
+
+    Args:
+        tokenizer: One of sacreBLEU's, such as ``13a``, ``intl``, ``zh``, ``ja-mecab``, ``ko-mecab`` or ``char``;
+            ``"auto"`` chooses by the language.
+        language: The code of the language, such as ``zh``; None tells it by the script of the references.
+        references: Some sentences of the language, of which it takes a thousand at most.
+        lowercase: Fold case.
+
+    Raises:
+        ValueError: If there is no such tokenizer, or it needs a package that is not installed.
+
+    Example:
+        >>> bleu = make_bleu("auto", None, ["我们在雨中唱歌。"])
+        >>> CorpusScore(bleu).signature.partition("|smooth")[0]
+        'nrefs:1|case:mixed|eff:no|tok:zh'
+    """
+    chosen = _choose_tokenizer(language, references) if tokenizer == "auto" else tokenizer
+    if chosen not in BLEU.TOKENIZERS:
+        raise ValueError(f"bleu_tokenizer must be 'auto' or one of {', '.join(BLEU.TOKENIZERS)}, got {tokenizer!r}")
+    try:
+        return BLEU(tokenize=chosen, lowercase=lowercase)
+    except (RuntimeError, ImportError) as error:
+        if tokenizer == "auto":
+            return BLEU(tokenize="char", lowercase=lowercase)
+        raise ValueError(f"bleu_tokenizer={tokenizer!r}: {' '.join(str(error).split())}") from None
+
+
+def _choose_tokenizer(language: str | None, references: Iterable[str]) -> str:
+    scripts = Counter(
+        unicodedata.name(letter, "").partition(" ")[0]
+        for _, reference in zip(range(1000), references, strict=False)
+        for letter in reference
+        if letter.isalpha()
+    )
+    script = scripts.most_common(1)[0][0] if scripts else "LATIN"
+    if language is None:
+        # Japanese has Chinese characters as well, and Chinese no kana.
+        japanese = scripts["HIRAGANA"] + scripts["KATAKANA"] > 0.1 * scripts.total()
+        language = "ja" if japanese else _SCRIPTS.get(script)
+    main = (language or "").lower().replace("_", "-").partition("-")[0]
+    return _TOKENIZERS.get(main, "13a" if script in _EUROPEAN else "intl")
 
 
 class CorpusScore(Metric):

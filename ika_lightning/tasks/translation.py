@@ -19,7 +19,7 @@ from ika_lightning.data.tokenizer import END, PADDING, START, UNKNOWN
 from ika_lightning.models import AttentionFactory, EncoderDecoder
 from ika_lightning.models.decoding import Hypothesis, Search
 from ika_lightning.tasks.base import Task, find_layer
-from ika_lightning.tasks.scores import CorpusScore
+from ika_lightning.tasks.scores import CorpusScore, make_bleu
 
 SAMPLES = 5  # sentences whose translations are shown at each validation
 
@@ -32,7 +32,8 @@ class Translation(Task):
     processes they came from: two batches with ``accumulate_grad_batches=2`` are one batch of both.
 
     ``val/loss`` and ``test/loss`` are without smoothing. Validation translates greedily, testing and prediction by beam
-    search. ``bleu`` (13a, cased) and ``chrf`` are those of sacreBLEU, from 0 to 100; testing prints their signatures.
+    search. ``bleu`` (cased) and ``chrf`` are those of sacreBLEU, from 0 to 100; testing prints their signatures. Where
+    a published figure is of lower-cased, tokenised text, ``bleu_lowercase`` is what compares with it.
     ``exact_match`` is the share of the translations that are their reference to the letter.
 
     To train with averaged weights, add ``lightning.pytorch.callbacks.EMAWeightAveraging`` to the trainer: validation
@@ -52,6 +53,8 @@ class Translation(Task):
         beam: How many beginnings of a translation beam search keeps; 1 is greedy.
         length_penalty: Exponent of the length that scores are divided by; larger prefers longer translations.
         n_best: How many translations of each line to predict.
+        bleu_tokenizer: Which of sacreBLEU's tokenizers cuts sentences for BLEU: ``13a``, ``intl``, ``zh``,
+            ``ja-mecab``, ``ko-mecab``, ``char``, ... ``"auto"`` chooses by the language of the translations.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each update; None keeps the learning rate.
         compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
@@ -84,6 +87,7 @@ class Translation(Task):
         beam: int = 5,
         length_penalty: float = 1.0,
         n_best: int = 1,
+        bleu_tokenizer: str = "auto",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
@@ -106,10 +110,23 @@ class Translation(Task):
         special = {"start": START, "end": END, "never": (PADDING, UNKNOWN, START)}
         self.search = Search(**special, beam=beam, length_penalty=length_penalty)  # type: ignore[arg-type]
         self.greedy_search = Search(**special, beam=1)  # type: ignore[arg-type]
+        self.bleu_tokenizer = bleu_tokenizer
         self.train_loss = MeanMetric()
-        self.val_metrics, self.test_metrics = _metrics(), _metrics()
+        self._set_metrics(BLEU())
         self._samples: dict[int, tuple[str, str, str]] = {}
         self._sampled: list[tuple[str, str, str]] = []  # in the last validation
+
+    def setup(self, stage: str) -> None:
+        """Choose how BLEU cuts up sentences, by the language that the data translates to."""
+        super().setup(stage)
+        data = self.find_data(TranslationData)
+        if data is None or stage == "predict":
+            return
+        how = self.bleu_tokenizer, data.target_language, data.references
+        self._set_metrics(make_bleu(*how), make_bleu(*how, lowercase=True) if data.compares_in_lowercase else None)
+
+    def _set_metrics(self, bleu: BLEU, bleu_lowercase: BLEU | None = None) -> None:
+        self.val_metrics, self.test_metrics = _metrics(bleu, bleu_lowercase), _metrics(bleu, bleu_lowercase)
 
     def configure_model(self) -> None:
         """Build the network for the data; without data (in prediction) the checkpoint says how."""
@@ -175,10 +192,9 @@ class Translation(Task):
     def on_test_epoch_end(self) -> None:
         """Log what was measured, and print how, for others to compare."""
         measured = self._log_metrics("test", self.test_metrics)
-        for name in ("bleu", "chrf"):
-            score = self.test_metrics[name]
-            assert isinstance(score, CorpusScore)
-            self.print(f"{name} {measured[name]:.2f} {score.signature}")
+        for name, score in self.test_metrics.items():
+            if isinstance(score, CorpusScore):
+                self.print(f"{name} {measured[name]:.2f} {score.signature}")
 
     def predict_step(self, batch: TranslationBatch, batch_idx: int) -> list[tuple[int, list[list[Hypothesis]]]]:
         """Return, for each line of the batch, its number and the translations of each of its pieces, as tokens."""
@@ -240,8 +256,9 @@ class Translation(Task):
         best = [hypotheses[0].tokens for hypotheses in search(self.net, batch.source)]
         translations: list[str] = self.trainer.datamodule.target_texts(best)  # type: ignore[attr-defined]
         references = [reference for _, reference in batch.texts]
-        metrics["bleu"].update(translations, references)
-        metrics["chrf"].update(translations, references)
+        for score in metrics.values():
+            if isinstance(score, CorpusScore):
+                score.update(translations, references)
         matches = [float(written == reference) for written, reference in zip(translations, references, strict=True)]
         metrics["exact_match"].update(matches)
         return translations
@@ -254,7 +271,9 @@ class Translation(Task):
         return measured
 
 
-def _metrics() -> MetricCollection:
-    scores = {"bleu": CorpusScore(BLEU()), "chrf": CorpusScore(CHRF())}
+def _metrics(bleu: BLEU, bleu_lowercase: BLEU | None) -> MetricCollection:
+    scores = {"bleu": CorpusScore(bleu), "chrf": CorpusScore(CHRF())}
+    if bleu_lowercase is not None:
+        scores["bleu_lowercase"] = CorpusScore(bleu_lowercase)
     metrics = {"loss": MeanMetric(), **scores, "exact_match": MeanMetric()}
     return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]

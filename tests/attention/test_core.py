@@ -26,9 +26,10 @@ from ika_lightning.attention import (
     Spectrum,
     Yaglom,
 )
-from ika_lightning.attention.core import at_least_float32, mean_key
+from ika_lightning.attention.core import at_least_float32
 from ika_lightning.attention.kernels import Kernel
 from ika_lightning.attention.mask import Mask
+from ika_lightning.attention.spectrum import mean_key
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH, VALUE_WIDTH = 2, 3, 5, 7, 11, 4
 INF, NAN = math.inf, math.nan
@@ -243,9 +244,9 @@ def test_spectrum_is_squared_similarity_times_magnitude(build, kind, stationary,
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("share", [-0.4, 0.0, 0.5, 1.0, 1.3])
 def test_any_share_is_the_formula(share, masks):
-    """Training is free to leave [0, 1]."""
+    """Training is free to leave [0, 1], and the share is not."""
     core, (query, key, value) = moved(both("direct", "learned")), inputs()
-    core.share.data.fill_(share)
+    core.free_share.data.fill_(share)
     expected = by_formula(core, query, key, core.spectrum()[0]) * one_mask(MASKS[masks]).exp()
     expected = expected / expected.sum(-1, keepdim=True)
     assert_close(core(query, key, value, MASKS[masks], need_weights=True), (expected @ value, expected))
@@ -284,7 +285,7 @@ def test_backends_are_the_reference(name, backend, masks, tile):
 @pytest.mark.parametrize("backend", ["dense", "chunked"])
 def test_gradients_of_share_precision_and_exponent(backend, stationary, is_causal):
     core = moved(both("direct", "learned", stationary=stationary, backend=backend))
-    chosen = ("share", "kernel.log_relative_lengthscale", "magnitude.raw_p", "magnitude.log_scale")
+    chosen = ("free_share", "kernel.log_relative_lengthscale", "magnitude.raw_p", "magnitude.log_scale")
     values = [core.get_parameter(name).detach().requires_grad_() for name in chosen]
     query, key, value = inputs(3, 5)
 
@@ -310,11 +311,23 @@ def test_second_derivatives_are_those_of_dense():
     assert_close(*results, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    ("free", "share", "slope"),
+    [(-1.3, 0.7, 1), (-0.2, 0.2, -1), (0.0, 0.0, 1), (0.3, 0.3, 1), (1.0, 1.0, 1), (1.3, 0.7, -1), (2.2, 0.2, 1)],
+)
+def test_share_is_folded_into_its_range_and_moves_everywhere(free, share, slope):
+    core = both("direct")
+    core.free_share.data.fill_(free)
+    assert_close(core.share, torch.full((HEADS,), share), rtol=1e-6, atol=1e-6)
+    core.share.sum().backward()
+    assert core.free_share.grad.eq(slope).all()
+
+
+@pytest.mark.parametrize("share", [-0.4, 0.0, 0.4, 1.0, 1.3])
 @pytest.mark.parametrize("stationary", [True, False])
 def test_similarity_is_positive_semidefinite(stationary, share):
     core = moved(both("direct", stationary=stationary))
-    core.share.data.fill_(share)
+    core.free_share.data.fill_(share)
     x = randn(1, HEADS, 17, WIDTH)
     similarity = core.log_similarity(x, x, core.spectrum()[0]).exp()
     assert_close(similarity, similarity.mT)
@@ -627,8 +640,8 @@ def test_state_of_a_core_without_an_exact_part_loads_into_one_with(kind):
 
 def test_state_that_lacks_a_part_is_refused():
     state = both().state_dict()
-    del state["share"]
-    with pytest.raises(RuntimeError, match=r'Missing key.* "share"'):
+    del state["free_share"]
+    with pytest.raises(RuntimeError, match=r'Missing key.* "free_share"'):
         both().load_state_dict(state)
 
 

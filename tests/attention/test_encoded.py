@@ -62,7 +62,7 @@ def build(name: str, **kwargs) -> MultiheadAttention:
                 parameter += 0.2 * torch.randn_like(parameter)
             if layer.core.start_share == 0.0:
                 # far from dot-product attention, too
-                layer.core.share += 0.7
+                layer.core.free_share += 0.7
     return layer.eval()
 
 

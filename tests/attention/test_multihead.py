@@ -87,7 +87,7 @@ def build(name: str, *, seed: int = 0, moved: bool = True, dtype=torch.float64, 
         move(layer)
         if name in EXACT:
             # far from dot-product attention, too
-            layer.core.share.data += 0.7
+            layer.core.free_share.data += 0.7
     return layer.eval()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ika_lightning.data import download
-from ika_lightning.data.benchmarks import BENCHMARKS
+from ika_lightning.data.datasets import DATASETS
 from ika_lightning.data.download import RemoteFile, data_root, fetch, find
 
 
@@ -134,15 +134,15 @@ def test_benchmarks_convert_to_the_published_bytes(server, tmp_path, benchmark_r
     served, address = server
     stored = (benchmark_root / "regression" / f"{name}.csv").read_bytes()
     (served / "raw").write_bytes(original(name, stored))
-    benchmark = BENCHMARKS[name].remote
+    benchmark = DATASETS[name].files["table"]
     path = fetch(replace(benchmark, url=f"{address}/raw"), str(tmp_path / "root"))
     assert path.read_bytes() == stored
 
 
 @pytest.mark.parametrize("name", ["boston", "concrete", "parkinsons"])
 def test_benchmarks_survive_an_error_page(name):
-    assert isinstance(BENCHMARKS[name].remote.convert(b"<html>\xff\n,</html>"), bytes)
-    assert isinstance(BENCHMARKS[name].remote.convert(b""), bytes)
+    assert isinstance(DATASETS[name].files["table"].convert(b"<html>\xff\n,</html>"), bytes)
+    assert isinstance(DATASETS[name].files["table"].convert(b""), bytes)
 
 
 def test_a_server_that_hangs(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torch_geometric.data import Data, HeteroData
 
 from ika_lightning.data import NodeClassificationData
-from ika_lightning.data.graphs import digits
+from ika_lightning.data.datasets.digits import read_digits
 
 NODES = 23
 
@@ -92,7 +92,7 @@ class TestNamed:
         assert parts(fitted(name="digits")) == parts(data) != parts(fitted(name="digits", seed=1))
 
     def test_digits_are_joined_to_the_nearest(self):
-        graph = digits(3)
+        graph = read_digits({}, 3)
         distance = torch.cdist(graph.x.double(), graph.x.double()).fill_diagonal_(torch.inf)
         assert graph.is_undirected() and not graph.has_self_loops()
         for node in range(0, 1797, 101):
@@ -309,7 +309,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({}, r"no data: give --data.name, one of 'karate'.*--data.path"),
+            ({}, r"no data: give --data.name, one of 'digits', 'karate'.*--data.path"),
             ({"name": "coora"}, r"no known data set \(did you mean 'cora'\?\)"),
             ({"name": "cora", "path": "a.pt"}, "name or path, not both"),
             ({"path": "a.csv"}, "path='a.csv' needs its edges as well"),
@@ -476,3 +476,146 @@ class TestBadInput:
         data = fitted(path=save(test_mask=None))
         with pytest.raises(ValueError, match="has no labelled test nodes"):
             data.test_dataloader()
+
+
+class TestEdgesWithoutAHeader:
+    @pytest.fixture
+    def edges(self, tables):
+        def edges(*lines: str, **options) -> NodeClassificationData:
+            paths = tables()
+            Path(paths["edges_path"]).write_text("".join(f"{line}\n" for line in lines))
+            return fitted(**paths, **options)
+
+        return edges
+
+    ring = tuple(f"n{row},n{(row + 1) % NODES}" for row in range(NODES))
+
+    def test_the_first_edge_is_kept(self, edges, capsys):
+        graph = edges(*self.ring, undirected=False)._graph
+        assert graph.edge_index.tolist() == [list(range(NODES)), [*range(1, NODES), 0]]
+        assert "line 1, 'n0', 'n1', is read as an edge, as it names two nodes" in capsys.readouterr().err
+        assert edges("from,to", *self.ring, undirected=False)._graph.edge_index.equal(graph.edge_index)
+
+    def test_with_features_and_loops(self, edges):
+        graph = edges("n1,n1,0.5", "n1,n2,2", undirected=False)._graph
+        assert graph.edge_index.tolist() == [[1, 1], [1, 2]] and graph.edge_attr.tolist() == [[0.5], [2.0]]
+
+    @pytest.mark.parametrize("first", ["n0,nobody", "source,n1", "17,23", "n0,n1,weight"])
+    def test_what_is_unclear_is_refused(self, edges, first):
+        with pytest.raises(ValueError, match=r"is line 1, '.*', a header or an edge\? Say which with --data.edges"):
+            edges(first, *(f"{edge},1" if "weight" in first else edge for edge in self.ring))
+
+    def test_a_header_is_said(self, edges, capsys):
+        assert edges("paper,cites", *self.ring, undirected=False)._graph.edge_index.size(1) == NODES
+        assert "line 1, 'paper', 'cites', is read as a header, as it names no node" in capsys.readouterr().err
+
+    def test_edges_that_occur_twice_with_other_features_are_said(self, edges, capsys):
+        graph = edges("n0,n1,1", "n1,n0,3", "n1,n2,7", "n1,n2,7", "n3,n3,1", "n3,n3,2")._graph
+        assert graph.edge_index.tolist() == [[0, 1, 1, 2, 3], [1, 0, 2, 1, 3]]
+        assert graph.edge_attr.flatten().tolist() == [2.0, 2.0, 7.0, 7.0, 1.5]
+        assert "2 edges occur more than once, in either direction, with other features" in capsys.readouterr().err
+
+    def test_one_column(self, edges):
+        with pytest.raises(ValueError, match="has one column; it needs two, the source and the target of each edge"):
+            edges("n0", "n1")
+
+    def test_the_option_settles_it(self, edges):
+        assert edges("n0,n1", *self.ring, edges_header=True, undirected=False)._graph.edge_index.size(1) == NODES
+        with pytest.raises(ValueError, match="row 1: there is no node 'nobody'"):
+            edges("n0,nobody", *self.ring, edges_header=False)
+
+
+class TestCellsOfTables:
+    def test_labels_that_may_be_missing_are_refused(self, tables):
+        labels = ["red", "green", "None"] * 7 + ["red", ""]
+        with pytest.raises(ValueError, match=r"row 3: the label 'None' may be a class or say that none is known; say"):
+            fitted(**tables(label=labels))
+        assert fitted(**tables(label=labels), missing_values=[]).classes == ["None", "green", "red"]
+        data = fitted(**tables(label=labels), missing_values=["None"])
+        assert data.classes == ["green", "red"] and data._graph.y[:4].tolist() == [1, 0, -1, 1]
+
+    def test_numbers_as_people_write_them(self, tables):
+        heights = [f"{row},5" for row in range(NODES)]
+        with pytest.raises(ValueError, match=r"'0,5' is not a number; say how numbers are written with --data.decimal"):
+            fitted(**tables(height=heights))
+        assert fitted(**tables(height=heights), decimal=",")._graph.x[:2, 0].tolist() == [0.5, 1.5]
+
+    def test_a_number_by_python_alone(self, tables):
+        with pytest.raises(ValueError, match="row 8: column 'height' is a feature, but '1_0' is not a number"):
+            fitted(**tables(height=["1_0" if row == 7 else str(row) for row in range(NODES)]))
+
+    @pytest.mark.parametrize("code", ["007", "9007199254740993"])
+    def test_codes_are_no_numbers(self, tables, code):
+        with pytest.raises(ValueError, match=rf"column 'height' is a feature, but '{code}' is a code and no number"):
+            fitted(**tables(height=[*map(str, range(NODES - 1)), code]))
+
+    def test_a_node_without_a_name(self, tables):
+        with pytest.raises(ValueError, match="row 3: the node has no name"):
+            fitted(**tables(node=["" if row == 2 else f"n{row}" for row in range(NODES)]))
+
+    def test_separators(self, tables):
+        paths = tables()
+        for path in paths.values():
+            Path(path).write_text(Path(path).read_text().replace(",", ";"))
+        assert fitted(**paths, separator=";")._graph.num_nodes == NODES
+        assert fitted(**paths, separator="auto")._graph.edge_index.size(1) == 2 * NODES
+
+
+class TestSavedAttributes:
+    edges = 2 * NODES
+
+    @pytest.mark.parametrize(
+        "shape", [(NODES,), (NODES, 2), (1,), (0, 3), (1, 2 * NODES), (2 * NODES, 1, 1), (), (2 * NODES, 0)]
+    )
+    def test_features_of_edges_that_do_not_fit(self, save, shape):
+        with pytest.raises(ValueError, match=rf"edge_attr must have a row for each of the {self.edges} edges, of "):
+            fitted(path=save(edge_attr=torch.ones(shape)))
+
+    @pytest.mark.parametrize("shape", [(2 * NODES,), (2 * NODES, 1), (2 * NODES, 3)])
+    def test_features_of_edges_stay_with_their_edges(self, save, shape):
+        edge_attr = torch.arange(torch.Size(shape).numel()).reshape(shape)
+        kept = fitted(path=save(edge_attr=edge_attr))._graph.edge_attr
+        assert len(kept) == self.edges and kept[:, 0].tolist() == edge_attr.reshape(self.edges, -1)[:, 0].tolist()
+
+    @pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr"])
+    def test_sparse_features_are_features(self, save, form):
+        x = torch.eye(NODES)
+        assert fitted(path=save(x=getattr(x, form)()))._graph.x.equal(x)
+
+    @pytest.mark.parametrize(
+        "changes, message",
+        [
+            ({"x": torch.ones(NODES, 2, dtype=torch.float64) * 1e300}, "feature 0 of node 0 is inf"),
+            ({"x": torch.ones(NODES, 2, dtype=torch.complex64)}, "x must be numbers"),
+            (
+                {"x": torch.ones(NODES, 0)},
+                rf"x must be numbers .* one of each at least, got torch.float32 \({NODES}, 0\)",
+            ),
+            (
+                dict.fromkeys(["y", "train_mask", "val_mask", "test_mask"])
+                | {"x": torch.ones(0, 2), "edge_index": torch.zeros(2, 0, dtype=torch.long)},
+                r"x must be numbers .* one of each at least, got torch.float32 \(0, 2\)",
+            ),
+            ({"num_nodes": NODES + 1}, rf"num_nodes is {NODES + 1}, but x has {NODES} rows"),
+            ({"y": torch.ones(NODES, 1, dtype=torch.long)}, "y must be a whole number for each node"),
+            ({"y": torch.ones(NODES, dtype=torch.bool)}, "y must be a whole number for each node"),
+            ({"y": torch.full((NODES,), -100)}, "y of node 0 is -100; a class is 0 or more"),
+            ({"edge_index": torch.ones(2, 5, dtype=torch.bool)}, "edge_index must be whole numbers"),
+            ({"train_mask": [True] * NODES}, "train_mask must be a tensor, got a list"),
+            ({"edge_attr": [1.0]}, "edge_attr must be a tensor, got a list"),
+            ({"train_mask": None}, "has a val_mask but no train_mask; say which nodes are for training as well"),
+        ],
+    )
+    def test_what_does_not_fit(self, save, changes, message):
+        with pytest.raises(ValueError, match=message):
+            fitted(path=save(**changes))
+
+    def test_what_is_not_used_is_said(self, save, capsys):
+        fitted(path=save(edge_weight=torch.ones(self.edges), pos=torch.ones(NODES, 2)))
+        assert "'edge_weight', 'pos' of the graph is not used; what is used is called x" in capsys.readouterr().err
+
+    def test_masks_that_overlap(self, save):
+        with pytest.warns(UserWarning) as warned:
+            fitted(path=save(test_mask=torch.arange(NODES) < 12))
+        message = "12 nodes are in train_mask and in test_mask; figures measured on them flatter the model"
+        assert [str(warning.message).partition(": ")[2] for warning in warned] == [message]

@@ -13,7 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.testing import assert_close
 
 from ika_lightning.data import RegressionData
-from ika_lightning.data.regression import RowBatch, RowSampler
+from ika_lightning.data.encoders import RowBatch
+from ika_lightning.data.loader import RowSampler
 
 
 @pytest.fixture
@@ -388,8 +389,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ({}, r"no data: give --data.name, one of 'co2'.*--data.path"),
-            ({"name": "bostom"}, r"no known data set \(did you mean 'boston'\?\): there are 'co2'"),
+            ({}, r"no data: give --data.name, one of 'airline_passengers', 'co2', 'boston'.*--data.path"),
+            (
+                {"name": "bostom"},
+                r"no known data set \(did you mean 'boston'\?\): there are 'airline_passengers', 'co2'",
+            ),
             ({"name": "co2", "path": "a.csv"}, "name or path, not both"),
             ({"path": "a.csv"}, "needs a target"),
             ({"name": "co2", "val_fraction": -0.1}, "val_fraction must be at least 0 and less than 1, got -0.1"),
@@ -399,7 +403,7 @@ class TestBadInput:
             ({"name": "co2", "seed": -1}, "seed must be at least 0, got -1"),
             ({"name": "co2", "split": "sorted"}, "split must be one of 'random', 'ordered', got 'sorted'"),
             ({"name": "co2", "missing": "skip"}, "missing must be one of"),
-            ({"name": "co2", "published_split": 0}, "published_split is for 'boston', 'concrete' only"),
+            ({"name": "co2", "published_split": 0}, "published_split is for 'boston', 'concrete', 'energy', .*only"),
             ({"name": "boston", "published_split": 20}, "published_split must be 0 to 19, got 20"),
             ({"name": "boston", "published_split": 1, "split": "ordered"}, "leave out split, group and test_path"),
         ],

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ika_lightning.data.table import TableEncoder, read_table
+from ika_lightning.data.encoders import TableEncoder
+from ika_lightning.data.table import read_table
 
 
 @pytest.fixture
@@ -216,3 +217,35 @@ class TestUnusableColumns:
             TableEncoder("y").fit(frame(x=[1, 1], y=[1, 2]))
         with pytest.raises(ValueError, match="no feature is left: no column besides"):
             TableEncoder("y").fit(frame(y=[1, 2]))
+
+
+class TestHeader:
+    @pytest.mark.parametrize("content", ["1,2,3\n4,5,6\n", "2.5,-1\n3,4\n", "1\n2\n"])
+    def test_a_first_line_of_numbers_is_a_row(self, save, content):
+        with pytest.raises(ValueError, match=r"line 1, '.*', has numbers alone, as a row has; put names of columns"):
+            read_table(save(content))
+
+    def test_names_that_are_numbers_among_others(self, save):
+        assert read_table(save("city,2019,2020\nUlm,1,2\n")).columns.tolist() == ["city", "2019", "2020"]
+        assert read_table(save("0,1,2\n5,6,7\n")).columns.tolist() == ["0", "1", "2"]  # as pandas numbers columns
+
+    def test_a_name_that_is_a_value_as_well_is_said(self, save, capsys):
+        assert len(read_table(save("Ulm,3\nBonn,4\nUlm,5\n"))) == 2
+        assert "line 1 was read as a header, though 'Ulm' is a value of its column as well" in capsys.readouterr().err
+
+    def test_an_index_of_pandas(self, save):
+        with pytest.raises(ValueError, match=r"column 1 has no name; .* left out by to_csv\(index=False\)"):
+            read_table(save(",a\n0,5\n"))
+
+    def test_other_separators(self, save, capsys):
+        path = save("a;b\n1,5;2\n")
+        with pytest.raises(ValueError, match=r"has one cell, 'a;b', if ',' separates cells; .* --data.separator ';'"):
+            read_table(path)
+        assert read_table(path, ";").to_dict("list") == {"a": ["1,5"], "b": ["2"]}
+        assert read_table(path, "auto").equals(read_table(path, ";"))
+        assert read_table(save("a|b\n1|2\n", "t.txt"), "|").to_dict("list") == {"a": ["1"], "b": ["2"]}
+
+    def test_with_and_without_quotes_it_is_the_same_table(self, save):
+        plain = "a,b,c\n" + "".join(f"{row},x {row} ,{'' if row % 3 else 'NA'}\n" for row in range(1013))
+        quotes = plain.replace("x 7 ", '"x 7 "')
+        assert read_table(save(plain)).equals(read_table(save(quotes, "other.csv")))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ika_lightning.data import TextClassificationData
-from ika_lightning.data.sentences import SENTENCES
+from ika_lightning.data.datasets import DATASETS
 
 CLASSES = {"a": "apple ant", "b": "bear bee bat", "c": "cat"}
 
@@ -86,17 +86,16 @@ class TestNamed:
     @pytest.mark.parametrize("name, encoding", [("trec", "latin-1"), ("mr", "cp1252"), ("sst2", "utf-8")])
     def test_the_public_original_becomes_the_stored_file(self, benchmark_root, name, encoding):
         """The original, as it is documented, is made of the stored file here."""
-        remote = SENTENCES[name].train
+        remote = DATASETS[name].files["train"]
         stored = (benchmark_root / remote.path).read_bytes()
         original = stored.decode().replace("\t", " ").encode(encoding)
         assert remote.convert(original) == stored
-        for part in ("train", "val", "test"):
-            if remote := getattr(SENTENCES[name], part):
-                content = (benchmark_root / remote.path).read_bytes()
-                assert (len(content), hashlib.sha256(content).hexdigest()) == (remote.size, remote.sha256)
+        for remote in DATASETS[name].files.values():
+            content = (benchmark_root / remote.path).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (remote.size, remote.sha256)
 
     def test_bytes_that_are_something_else_do_not_break_the_conversion(self):
-        assert SENTENCES["mr"].train.convert(b"\x81\xff") == "\ufffd\xff".encode()
+        assert DATASETS["mr"].files["train"].convert(b"\x81\xff") == "\ufffd\xff".encode()
 
 
 class TestSplits:
@@ -275,7 +274,7 @@ class TestPredictions:
         assert [row["row"] for row in written] == ["1", "2", "3", "4"]
         assert [row["text"] for row in written] == ['a long "text", really', "b\ttab", "", "very very c"]
         assert [row["predicted_label"] for row in written[:3]] == ["a", "b", "c"]
-        assert written[1]["probability_b"] == "1"
+        assert written[1]["probability_b"] == "1.0"
 
     def test_a_wrong_number(self, write, tmp_path):
         data = fitted(write(60), predict_path=write(2, "new.txt"))
@@ -314,7 +313,7 @@ class TestWrongFiles:
     def test_too_few(self, tmp_path):
         (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n")
         with pytest.raises(ValueError, match="has 2 rows of 2 classes, too few to hold out any of them; give more"):
-            fitted(str(tmp_path / "rows.tsv"))
+            fitted(str(tmp_path / "rows.tsv"), label=1, text=2)
 
     def test_a_label_that_training_never_had(self, write, tmp_path):
         (tmp_path / "val.tsv").write_text("a\tone\n\nd\tother\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ika_lightning.data import TranslationData
-from ika_lightning.data.corpora import CORPORA, CorpusFiles, EmbeddedDates
+from ika_lightning.data.datasets import DATASETS
 from ika_lightning.data.tokenizer import END, START
 
 EN = ["Two dogs run .", "A man sleeps .", "The cat is black .", "It rains .", "We sing .", "A dog sings ."]
@@ -117,18 +117,18 @@ class TestFilters:
         write(Path(own["target"]).with_suffix(""), [])
         write(Path(own["target"]), [*DE, "b", "b b b b b b b b b b", "b", "", " "])
         data = ready(**own, max_length=40)
-        assert "train pairs left out because a side is blank: 3" in capsys.readouterr().out
+        assert "train pairs left out because a side is blank: 3" in capsys.readouterr().err
         loader = data.train_dataloader()
         report = (
             "training pairs: 6 of 8; left out: 1 with more than 40 tokens, 1 with over 4 times as many as the other"
         )
-        assert report in capsys.readouterr().out
+        assert report in capsys.readouterr().err
         assert data.left_out == {"long": 1, "uneven": 1}
         assert sorted(chain(*(batch.number.tolist() for batch in loader))) == list(range(6))
 
     def test_nothing_is_said_if_nothing_is_left_out(self, own, capsys):
         ready(**own).train_dataloader()
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr() == ("", "")
 
     def test_evaluation_is_on_all_pairs(self, own):
         data = ready(**own, max_length=7)
@@ -207,6 +207,27 @@ class TestPrediction:
         tokens = data._fitted()[1].encode(["one\ntwo"])
         assert data.target_texts(tokens) == ["one two"]
 
+    def test_as_many_lines_come_back_as_went_in(self, fitted, tmp_path):
+        """Signs that end a line for others than our reader come through a byte-pair encoding like any other."""
+        lines = ["a\rman", "two\x0bdogs", "we\x0csing", "a\x85b", "c\u2028d", "e\r"]
+        (tmp_path / "in.txt").write_bytes("".join(f"{line}\r\n" for line in lines).encode())
+        data = self.predicting(fitted, str(tmp_path / "in.txt"))
+        data.write_predictions(tmp_path / "out.txt", self.copying(data))
+        written = (tmp_path / "out.txt").read_bytes().decode()
+        assert written.splitlines() == ["a man", "two dogs", "we sing", "a b", "c d", "e"]
+        assert written.count("\n") == 6
+
+    @pytest.mark.parametrize(
+        ("options", "language"),
+        [
+            ({"source": "a.en", "target": "a.zh.gz"}, "zh"), ({"source": "a.en", "target": "a.txt"}, None),
+            ({"source": "a.en", "target": "a.zh", "target_language": "ja"}, "ja"), ({"name": "dates"}, "de"),
+            ({"name": "multi30k", "target": "fr"}, "fr"), ({"predict_path": "-"}, None),
+        ],
+    )  # fmt: skip
+    def test_the_language_of_translations(self, options, language):
+        assert TranslationData(**options).target_language == language
+
     def test_all_lines_have_to_be_there(self, fitted, tmp_path):
         data = self.predicting(fitted, write(tmp_path / "in.txt", EN))
         with pytest.raises(ValueError, match="predictions must be one for each of 6 lines, got 5"):
@@ -266,8 +287,11 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({}, "no data: give --data.name, one of 'dates', 'multi30k', 'iwslt14', or two parallel files"),
-            ({"name": "multi3k"}, r"name='multi3k' is no known corpus \(did you mean 'multi30k'\?\): there are"),
+            (
+                {},
+                "no data: give --data.name, one of 'dates', 'iwslt14', 'multi30k', or data of your own with",
+            ),
+            ({"name": "multi3k"}, r"name='multi3k' is no known data set \(did you mean 'multi30k'\?\): there are"),
             ({"name": "multi30k", "source": "it"}, "multi30k has no source language 'it': there are 'en', 'de', 'fr'"),
             ({"name": "dates", "target": "fr"}, "dates has no target language 'fr': there are 'en', 'de'"),
             ({"name": "dates", "source": "de", "target": "de"}, "must be two languages, got 'de' twice"),
@@ -298,7 +322,7 @@ class TestKnownCorpora:
         assert f"{data.source} {data.target}" == expected
 
     def test_dates(self):
-        splits = {split: EmbeddedDates().pairs(split, "en", "de") for split in ("train", "val", "test")}
+        splits = {split: DATASETS["dates"].pairs(split, "en", "de") for split in ("train", "val", "test")}
         assert {split: len(pairs.source) for split, pairs in splits.items()} == {"train": 5000, "val": 500, "test": 500}
         for side in (0, 1):  # held-out sentences are not in training, and each has one translation
             sentences = [sentence for pairs in splits.values() for sentence in pairs[side]]
@@ -307,13 +331,12 @@ class TestKnownCorpora:
 
     def test_dates_are_what_their_generator_draws(self):
         babel = pytest.importorskip("babel")
-        from ika_lightning.data.corpora import DATES
         from ika_lightning.data.dates import generate
         from ika_lightning.data.files import read_lines
 
         if babel.__version__.split(".")[:2] != ["2", "18"]:
             pytest.skip(f"the pairs were drawn by Babel 2.18, whose CLDR is not that of {babel.__version__}")
-        assert ["\t".join(row) for row in generate()] == read_lines(DATES)
+        assert ["\t".join(row) for row in generate()] == read_lines(DATASETS["dates"].file("pairs"))
 
     def test_own_test_files_beside_a_known_corpus(self, tmp_path):
         options = {"test_source": write(tmp_path / "t.en", EN), "test_target": write(tmp_path / "t.de", DE)}
@@ -330,12 +353,11 @@ class TestKnownCorpora:
         assert {split: len(pairs.source) for split, pairs in data._pairs.items()} == {"test": 1000, "val": 1014}
 
     def test_checksums_are_those_of_the_files(self, benchmark_root):
-        corpus = CORPORA["multi30k"]
-        assert isinstance(corpus, CorpusFiles)
-        for file, (size, sha256) in corpus.checksums.items():
-            content = (benchmark_root / "translation" / "multi30k" / file).read_bytes()
-            assert (len(content), hashlib.sha256(content).hexdigest()) == (size, sha256)
-        assert len(corpus.checksums) == 9
+        files = DATASETS["multi30k"].files.values()
+        for remote in files:
+            content = (benchmark_root / remote.path).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (remote.size, remote.sha256)
+        assert len(files) == 9
 
     def test_iwslt14_says_where_to_put_it(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no translation/iwslt14/train\.de\.gz under the data root .*wit3"):

@@ -84,7 +84,9 @@ def test_figures_are_in_the_units_of_the_target(trained, tmp_path) -> None:
     assert len(index) == 15
     assert measured["test/rmse"] == pytest.approx(np.sqrt(np.mean((predicted - true) ** 2)), rel=1e-4)
     assert measured["test/mae"] == pytest.approx(np.mean(np.abs(predicted - true)), rel=1e-4)
-    assert measured["test/r2"] == pytest.approx(1 - np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2))
+    # of the share that is left, as R2 itself is near 0 after so short a training
+    left = np.sum((predicted - true) ** 2) / np.sum((true - true.mean()) ** 2)
+    assert 1 - measured["test/r2"] == pytest.approx(left)
     assert measured["test/loss"] == pytest.approx(np.mean((predicted - true) ** 2) / rows.target_std**2, rel=1e-4)
 
 

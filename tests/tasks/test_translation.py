@@ -157,6 +157,24 @@ def test_scores_of_a_model(trained, tmp_path, capsys) -> None:
     assert f"chrf {chrf:.2f} nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|{version}" in printed
 
 
+def test_bleu_of_chinese_and_in_lowercase(trained, parallel, tmp_path, capsys) -> None:
+    model, text, _ = trained
+    for side in ("test_source", "test_target"):
+        Path(parallel[side]).write_text("我 们 A\n在 雨 B\n")
+    chinese = data(parallel, target_language="zh")
+    chinese.load_state_dict(text.state_dict())
+    type(chinese).compares_in_lowercase, kept = True, type(chinese).compares_in_lowercase
+    try:
+        trainer(tmp_path).test(model, chinese, verbose=False)
+    finally:
+        type(chinese).compares_in_lowercase = kept
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if "nrefs" in line]
+    assert {words[0]: "case:lc" in words[2] for words in printed} == {
+        "bleu": False, "chrf": False, "bleu_lowercase": True
+    }  # fmt: skip
+    assert all("tok:zh" in words[2] for words in printed if words[0] != "chrf")
+
+
 class TestCheckpoint:
     def test_it_is_enough(self, trained, parallel, tmp_path):
         model, _, path = trained

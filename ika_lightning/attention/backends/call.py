@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +15,11 @@ from ika_lightning.attention.mask import Mask
 class Call:
     r"""One call of :func:`~ika_lightning.attention.kernel_attention`, checked and in the precision of the computation.
 
-    .. math:: w_{ij} = e^{q_i \cdot k_j + \text{mag}_j} \bigl((\phi_i \cdot \psi_j)^2 + \text{floor}\bigr)
+    .. math::
+        w_{ij} = e^{q_i \cdot k_j + \text{mag}_j} \bigl((1 - a + a\, \phi_i \cdot \psi_j)^2 + \text{floor}\bigr)
+
+    Keys that no query may attend to are rows of zeros, their values too: zero weight times NaN would still be NaN.
+    Whoever makes a call sees to it, by :meth:`without_unattended` or earlier.
 
     Args:
         query: :math:`q`; None, with the key, if there is no exponent.
@@ -28,10 +32,11 @@ class Call:
         dropout_p: Probability with which a weight is dropped.
         floor: Added to the square.
         need_weights: Whether the weights are asked for.
+        share: :math:`a`; None if it is 1.
 
     Shapes:
         query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
-        log_magnitude (..., m). Leading axes broadcast.
+        log_magnitude (..., m); share (..., 1, 1). Leading axes broadcast.
     """
 
     query: Tensor | None
@@ -44,6 +49,7 @@ class Call:
     dropout_p: float
     floor: float
     need_weights: bool
+    share: Tensor | None = None
 
     @property
     def has_exponent(self) -> bool:
@@ -104,6 +110,40 @@ class Call:
                 bias = part.to(self.value.dtype) if bias is None else bias + part.to(self.value.dtype)
         return bias
 
+    def without_unattended(self) -> Call:
+        """Zero keys, features and values of keys that no query may attend to.
+
+        Raises:
+            ValueError: If the mask does not fit.
+        """
+        self.mask.check(self.n, self.m)
+        attended = self.mask.attended(self.n, self.m, self.device)
+        if attended is None:
+            return self
+        rows = attended.mT
+        return replace(
+            self,
+            key=None if self.key is None else self.key.masked_fill(~rows, 0.0),
+            key_features=None if self.key_features is None else self.key_features.masked_fill(~rows, 0.0),
+            value=self.value.masked_fill(~rows, 0.0),
+        )
+
+    def to(self, dtype: torch.dtype) -> Call:
+        """Return the same call with all its parts of one dtype."""
+        parts = ("query", "key", "query_features", "key_features", "value", "log_magnitude", "share")
+        tensors = {name: getattr(self, name) for name in parts}
+        return replace(self, **{name: part.to(dtype) for name, part in tensors.items() if part is not None})
+
+    def with_atom_as_feature(self) -> Call:
+        r"""Return the same call without a share: :math:`[a \phi, 1 - a] \cdot [\psi, 1]` is the same product."""
+        if self.share is None or self.query_features is None or self.key_features is None:
+            return self
+        query = torch.cat(
+            [self.share * self.query_features, (1.0 - self.share).expand_as(self.query_features[..., :1])], -1
+        )
+        key = torch.cat([self.key_features, torch.ones_like(self.key_features[..., :1])], -1)
+        return replace(self, query_features=query, key_features=key, share=None)
+
     def allowed(self, causal: bool = True) -> Tensor | None:
         """Return which keys may be attended to, (..., 1 or n, m); None if all may. Optionally ignoring causality."""
         mask = self.mask if causal else Mask(keys=self.mask.keys, pairs=self.mask.pairs)
@@ -141,9 +181,14 @@ NEEDS_PAIRS = (
 )
 
 
-def without_unattended(x: Tensor, allowed: Tensor | None) -> Tensor:
-    """Zero the rows (..., m, *) of keys that no query may attend to: zero weight times NaN would still be NaN."""
-    return x if allowed is None else x.masked_fill(~allowed.any(-2).unsqueeze(-1), 0.0)
+def with_atom(product: Tensor, share: Tensor | None) -> Tensor:
+    r"""Return :math:`1 - a + a \rho`, exactly 1 where a is 0 and :math:`\rho` where it is 1, or None.
+
+    Example:
+        >>> with_atom(torch.tensor([0.5]), torch.tensor([0.5]))
+        tensor([0.7500])
+    """
+    return product if share is None else torch.lerp(product.new_ones(()), product, share)
 
 
 def nonzero(x: Tensor) -> Tensor:

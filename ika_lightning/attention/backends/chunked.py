@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ika_lightning.attention.backends import chunked_online, chunked_plain
-from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call, without_unattended
+from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call
 from ika_lightning.attention.backends.dense import Dense
 from ika_lightning.attention.backends.operators import differentiable_operator
 from ika_lightning.attention.backends.prices import prices
@@ -61,6 +61,7 @@ def by_sums(operator: object, call: Call) -> Tensor:
             (b, m), floor and is_causal; the averages are its first result.
         call: The call.
     """
+    call = call.with_atom_as_feature()
     m = min(call.m, call.n) if call.mask.causal else call.m
     allowed, bias = call.allowed(causal=False), call.bias
     bias = call.value.new_zeros(1, call.m) if bias is None else bias
@@ -73,7 +74,7 @@ def by_sums(operator: object, call: Call) -> Tensor:
     ):  # fmt: skip
         if x is not None:
             # nobody sees keys after the last query
-            tensors.append(without_unattended(x, allowed)[..., :m, :] if of_keys else x)
+            tensors.append(x[..., :m, :] if of_keys else x)
     lead = torch.broadcast_shapes(call.lead, bias.shape[:-2])
     joined = [x.expand(*lead, *x.shape[-2:]).reshape(lead.numel(), *x.shape[-2:]) for x in tensors]
     magnitude = bias[..., 0, :m].expand(*lead, m).reshape(lead.numel(), m)

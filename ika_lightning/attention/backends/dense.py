@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.backends.call import Call, nonzero, without_unattended
+from ika_lightning.attention.backends.call import Call, nonzero, with_atom
 from ika_lightning.attention.backends.prices import prices
 
 
@@ -40,13 +40,12 @@ class Dense:
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attend; a query that may attend to nothing gets zeros, with zero gradient."""
         allowed = call.allowed()
-        value = without_unattended(call.value, allowed)
         weights = _exponentials(call, allowed)
         if call.query_features is not None and call.key_features is not None:
-            similarity = call.query_features @ without_unattended(call.key_features, allowed).mT
+            similarity = with_atom(call.query_features @ call.key_features.mT, call.share)
             weights = (similarity.square() + call.floor) * weights
         weights = F.dropout(weights / nonzero(weights.sum(-1, keepdim=True)), call.dropout_p)
-        return weights @ value, weights
+        return weights @ call.value, weights
 
 
 def _exponentials(call: Call, allowed: Tensor | None) -> Tensor:
@@ -54,7 +53,7 @@ def _exponentials(call: Call, allowed: Tensor | None) -> Tensor:
     if call.query is None or call.key is None:
         return _magnitudes(call, allowed)
     mask, bias = call.mask, call.bias
-    exponent = call.query @ without_unattended(call.key, allowed).mT
+    exponent = call.query @ call.key.mT
     # the lowest number instead of -inf, which a row of nothing else would turn into NaN
     lowest = torch.finfo(exponent.dtype).min
     if mask.keys is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.backends.call import Call, without_unattended
+from ika_lightning.attention.backends.call import Call, with_atom
 
 
 class Reference:
@@ -29,11 +29,12 @@ class Reference:
         allowed, bias = call.allowed(), call.bias
         log_weight = call.value.new_zeros(call.n, call.m)
         if call.query is not None and call.key is not None:
-            log_weight = log_weight + call.query @ without_unattended(call.key, allowed).mT
+            log_weight = log_weight + call.query @ call.key.mT
         if bias is not None:
             log_weight = log_weight + bias
         if call.query_features is not None and call.key_features is not None:
-            square = (call.query_features @ without_unattended(call.key_features, allowed).mT).square() + call.floor
+            product = call.query_features @ call.key_features.mT
+            square = with_atom(product, call.share).square() + call.floor
             if call.floor == 0.0:
                 # no similarity, no weight: the logarithm has no gradient at 0
                 similar = square > 0.0
@@ -50,7 +51,7 @@ def log_weight_attention(
 
     Args:
         log_weight: Logarithms of unnormalised weights.
-        value: What is averaged.
+        value: What is averaged; a row of zeros where no query may attend.
         allowed: Boolean, True = may attend. A row without any True gets zeros, with zero gradient.
         dropout_p: Probability with which a weight is dropped.
 
@@ -67,7 +68,6 @@ def log_weight_attention(
         # a row of nothing but -inf has no softmax, so it gets all keys here and zeros below
         empty = ~allowed.any(-1, keepdim=True)
         log_weight = log_weight.masked_fill(~(allowed | empty), -math.inf)
-        value = without_unattended(value, allowed)
     weights = log_weight.softmax(-1).to(value.dtype)
     if allowed is not None:
         weights = weights.masked_fill(~allowed, 0.0)

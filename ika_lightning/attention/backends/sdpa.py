@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ika_lightning.attention.backends.call import Call, without_unattended
+from ika_lightning.attention.backends.call import Call
 
 
 class Sdpa:
@@ -37,12 +37,11 @@ class Sdpa:
         mask = call.mask
         only_causal = mask.keys is None and mask.key_bias is None and not _has_pairs(call)
         if only_causal and mask.causal:
-            # nobody sees keys after the last query, and zero weight times NaN would still be NaN
+            # nobody sees keys after the last query
             key, value = key[..., : call.n, :], value[..., : call.n, :]
             bias = None if bias is None else bias[..., : call.n]
         allowed = None if only_causal else call.allowed()
         if allowed is not None:
-            key, value = without_unattended(key, allowed), without_unattended(value, allowed)
             bias = None if bias is None else bias.masked_fill(~allowed.any(-2), 0.0)
         if bias is not None:
             query = torch.cat([query, torch.ones_like(query[..., :1])], -1)

@@ -14,6 +14,7 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor
 from torch_geometric.utils import is_torch_sparse_tensor
 from torch_geometric.utils.sparse import set_sparse_value
 
+from ika_lightning.attention.backends.call import with_atom
 from ika_lightning.attention.core import Core
 from ika_lightning.attention.graph.edges import neighbourhood_weights
 
@@ -87,8 +88,7 @@ class KernelConv(MessagePassing):
     def _weights(self, similarity: Tensor, exponent: Tensor, query: Tensor, num_queries: int) -> Tensor:
         """Put the atom beside what was sampled, normalise, and drop some weights in training."""
         share = self.core.share
-        if share is not None:
-            similarity = 1.0 + share.to(similarity.dtype) * (similarity - 1.0)
+        similarity = with_atom(similarity, None if share is None else share.to(similarity.dtype))
         weights = neighbourhood_weights(similarity, exponent, query, num_queries)
         return F.dropout(weights, self.dropout, self.training)
 

@@ -1,0 +1,69 @@
+"""Words for what this package says about data: names in quotes, hints, and notes that are no warnings."""
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+
+from lightning.pytorch.utilities import rank_zero_only
+
+__all__ = ["closest", "quote", "quoted", "say"]
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint for an error about an unknown name.
+
+    Args:
+        name: What was given.
+        known: What there is.
+
+    Returns:
+        `` (did you mean ...?)``, or nothing if no known name is close.
+
+    Example:
+        >>> closest("bostom", ["boston", "co2"])
+        " (did you mean 'boston'?)"
+    """
+    match = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def quote(text: str, most: int = 80) -> str:
+    r"""A text in quotes and on one line, cut short if it is long.
+
+    Args:
+        text: The text.
+        most: How many characters of it to show.
+
+    Example:
+        >>> quote("two\nlines"), quote("abcdefgh", most=5)
+        ("'two\\nlines'", "'abcde...'")
+    """
+    return repr(text if len(text) <= most else f"{text[:most]}...")
+
+
+def quoted(names: Sequence[str], most: int = 10) -> str:
+    """Names for an error message, cut short if they are many.
+
+    Args:
+        names: The names.
+        most: How many to show.
+
+    Returns:
+        The names in quotes, separated by commas.
+
+    Example:
+        >>> quoted(["a", "b", "c"], most=2)
+        "'a', 'b', ... (3 in all)"
+    """
+    shown = ", ".join(map(quote, names[:most]))
+    return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Tell the user how data was read: one line on standard error, where no prediction goes.
+
+    Args:
+        message: The line.
+    """
+    print(message, file=sys.stderr)

@@ -1,0 +1,150 @@
+"""What all data modules share: which rows a checkpoint was trained on, and predictions that are read back."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
+from ika_lightning.data.base import DataModule
+from ika_lightning.data.labelled import read_labelled, read_texts
+from ika_lightning.data.table import read_table
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Make the data module of a task, whose rows are dealt out by a seed."""
+
+    def build(task: str, **options) -> DataModule:
+        rows = [f"{'ab'[row % 2]}\ttext {row}" for row in range(40)]
+        (tmp_path / "rows.tsv").write_text("\n".join(rows))
+        (tmp_path / "target.txt").write_text("\n".join(rows))
+        pd.DataFrame({"x": range(40), "y": [row % 7 for row in range(40)]}).to_csv(tmp_path / "rows.csv", index=False)
+        data: DataModule
+        if task == "regression":
+            data = RegressionData(path=str(tmp_path / "rows.csv"), target="y", **options)
+        elif task == "text":
+            data = TextClassificationData(path=str(tmp_path / "rows.tsv"), **options)
+        elif task == "translation":
+            files = {"source": str(tmp_path / "rows.tsv"), "target": str(tmp_path / "target.txt")}
+            data = TranslationData(**files, vocabulary=300, **options)
+        else:
+            data = NodeClassificationData("karate", **options)
+        data.setup("fit")
+        return data
+
+    return build
+
+
+TASKS = ["regression", "text", "translation", "nodes"]
+
+
+class TestDrawnRows:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_the_same_rows_are_served(self, build, task):
+        data, other = build(task), build(task)
+        other.load_state_dict(data.state_dict())
+        assert len(other.val_dataloader()) > 0 and len(other.train_dataloader()) > 0
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_other_rows_are_warned_of(self, build, task):
+        data, other = build(task), build(task, seed=1)
+        other.load_state_dict(data.state_dict())
+        with pytest.warns(UserWarning, match="other rows are drawn for val than when the checkpoint was trained"):
+            other.val_dataloader()
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_a_checkpoint_that_does_not_say_is_refused(self, build, task):
+        """Those of the first version drew rows in another way, so that today's test rows may be their training rows."""
+        data, other = build(task), build(task)
+        state = {key: value for key, value in data.state_dict().items() if key != "drawn"}
+        other.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"does not say which rows it drew for val .*give files of their own for"):
+            other.val_dataloader()
+
+    def test_rows_that_nobody_drew_need_no_saying(self, build, tmp_path):
+        state = build("regression").state_dict()
+        for options in ({"split": "ordered"}, {"test_path": str(tmp_path / "rows.csv")}):
+            data = build("regression", **options)
+            data.setup("test")
+            data.load_state_dict({key: value for key, value in state.items() if key != "drawn"})
+            assert len(data.test_dataloader()) == 1
+        files = {f"{part}_path": str(tmp_path / "rows.tsv") for part in ("val", "test")}
+        with pytest.warns(UserWarning, match="are also in training"):
+            data = build("text", **files)
+        assert "drawn" not in data.state_dict()
+        data.load_state_dict(data.state_dict())
+        assert len(data.test_dataloader()) == 1
+
+
+TRICKY = [
+    "one, two", 'say "so"', '"whole"', "tab\there", " blank ", "🤷🏽‍♀️ 日本", "lone\rreturn", "\u2028\x85\x1c", "-3",
+]  # fmt: skip
+
+
+class TestPredictionsAreReadBack:
+    @pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.jsonl", "out.csv.gz", "out.TSV", "out"])
+    def test_texts(self, build, tmp_path, name):
+        (tmp_path / "new.txt").write_text("".join(f"{text}\n" for text in TRICKY), newline="")
+        data = build("text", predict_path=str(tmp_path / "new.txt"))
+        data.setup("predict")
+        data.write_predictions(tmp_path / name, torch.eye(2)[[0] * len(TRICKY)])
+        path = str(tmp_path / name)
+        if name == "out":
+            path = str((tmp_path / name).rename(tmp_path / "renamed.csv"))
+        assert read_texts(path) == TRICKY
+        rows = read_labelled(path, "predicted_label", "text")
+        assert (rows.texts, rows.labels) == (TRICKY, ["a"] * len(TRICKY))
+
+    @pytest.mark.parametrize("name, separator", [("out.csv", ","), ("out.tsv", "\t"), ("out.tsv.gz", "\t")])
+    def test_tables(self, build, tmp_path, name, separator):
+        table = pd.DataFrame({"x": ["1.50"] * len(TRICKY), "no\nte": TRICKY}, dtype="str")
+        table.to_csv(tmp_path / "new.csv", index=False, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        data = build("regression", predict_path=str(tmp_path / "new.csv"))
+        data.setup("predict")
+        data.write_predictions(tmp_path / name, torch.arange(len(TRICKY)) / 3)
+        found = read_table(str(tmp_path / name))
+        assert found[["x", "no\nte"]].equals(table)
+        assert found["predicted_y"].astype("float32").tolist() == (torch.arange(len(TRICKY)) / 3).tolist()
+
+    def test_numbers_are_numbers_in_jsonl(self, build, tmp_path):
+        table = pd.DataFrame({"x": ["1.50", "", "2"]}, dtype="str")
+        table.to_csv(tmp_path / "new.csv", index=False)
+        data = build("regression", predict_path=str(tmp_path / "new.csv"), missing="drop")
+        data.setup("predict")
+        predictions = torch.tensor([0.1, 1e-7])
+        data.write_predictions(tmp_path / "out.jsonl", predictions)
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["x"] for row in rows] == ["1.50", "", "2"]
+        assert [row["predicted_y"] for row in rows] == [0.1, None, 1e-7]
+        data.write_predictions(tmp_path / "out.csv", predictions)
+        assert read_table(str(tmp_path / "out.csv"))["predicted_y"].tolist() == ["0.1", "", "1e-07"]
+
+    def test_probabilities_keep_all_digits(self, build, tmp_path):
+        (tmp_path / "new.txt").write_text("one\ntwo\n")
+        data = build("text", predict_path=str(tmp_path / "new.txt"))
+        data.setup("predict")
+        probabilities = torch.tensor([[1 / 3, 2 / 3], [1e-20, 1.0]])
+        for name in ("out.tsv", "out.jsonl"):
+            data.write_predictions(tmp_path / name, probabilities)
+        found = read_table(str(tmp_path / "out.tsv"))[["probability_a", "probability_b"]].astype("float32")
+        assert found.to_numpy().tolist() == probabilities.tolist()
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert torch.tensor([[row["probability_a"], row["probability_b"]] for row in rows]).equal(probabilities)
+
+    def test_translations(self, build, tmp_path):
+        data = build("translation")
+        (tmp_path / "new.txt").write_text("one\ntwo\n")
+        data.predict_path = str(tmp_path / "new.txt")
+        data.setup("predict")
+        tokens = data._fitted()[1].encode(["text 1", "text\r2"])
+        data.write_predictions(tmp_path / "out.gz", [(row, [[(tokens[row], 0.0)]]) for row in (0, 1)])
+        assert gzip.decompress(Path(tmp_path, "out.gz").read_bytes()) == b"text 1\ntext 2\n"
+
+    def test_other_formats_are_refused(self, build, tmp_path):
+        with pytest.raises(ValueError, match=r"cannot write .*out\.parquet: predictions are written as"):
+            build("nodes").write_predictions(tmp_path / "out.parquet", torch.ones(34, 4))
