@@ -8,6 +8,7 @@ The letters, here and in every file of this package:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -147,10 +148,16 @@ def attend(call: Call, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
         plain = not call.has_features and call.log_magnitude is None
         dtypes = {part.dtype for part in parts if part is not None}
         alike = plain and len(dtypes) == 1
-        computed = call if alike else call.to(torch.float64 if torch.float64 in dtypes else torch.float32)
+        computed = call if alike else _widened(call, torch.float64 if torch.float64 in dtypes else torch.float32)
         out, weights = choose(computed, backend)(computed)
     dtype = call.value.dtype
     return out.to(dtype), weights.to(dtype) if weights is not None and call.need_weights else None
+
+
+def _widened(call: Call, dtype: torch.dtype) -> Call:
+    """Return a call in the precision of the computation, which remembers whether its values came in half of it."""
+    half = call.value.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32
+    return replace(call.to(dtype), product_dtype=call.value.dtype if half else None)
 
 
 def _check_shapes(

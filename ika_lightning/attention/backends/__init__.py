@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from ika_lightning.attention.backends.call import Backend, Call
 from ika_lightning.attention.backends.chunked import Chunked
 from ika_lightning.attention.backends.dense import Dense
+from ika_lightning.attention.backends.fused import Fused
 from ika_lightning.attention.backends.linear import Linear
 from ika_lightning.attention.backends.reference import Reference
 from ika_lightning.attention.backends.sdpa import Sdpa
@@ -20,7 +21,7 @@ __all__ = ["BACKENDS", "Backend", "Call", "check_backend", "choose"]
 
 #: All backends by name. Where two cost the same, the first is taken.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (Sdpa(), Dense(), Chunked(), Linear(), Reference())
+    backend.name: backend for backend in (Sdpa(), Dense(), Chunked(), Fused(), Linear(), Reference())
 }
 
 

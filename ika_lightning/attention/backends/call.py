@@ -33,6 +33,8 @@ class Call:
         floor: Added to the square.
         need_weights: Whether the weights are asked for.
         share: :math:`a`; None if it is 1.
+        product_dtype: Half precision that a backend may take for products of what came in it or was computed from it;
+            None is the tensors' own.
 
     Shapes:
         query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
@@ -50,6 +52,7 @@ class Call:
     floor: float
     need_weights: bool
     share: Tensor | None = None
+    product_dtype: torch.dtype | None = None
 
     @property
     def has_exponent(self) -> bool:

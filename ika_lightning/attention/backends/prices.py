@@ -41,6 +41,8 @@ _ACCELERATOR = {
     "state": 1500,
     "dense call": 1e10,
     "chunked call": 1e11,
+    "fused entry": 400,
+    "fused call": 5e9,
     "linear call": 1e11,
 }
 
