@@ -30,6 +30,26 @@ def test_speed_of_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert [line.split()[-1] for line in lines if "DotProduct " in line] == ["1.00"] * 3
 
 
+def test_gpu_is_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for what, written in (("attention", "features: linear"), ("training", "KernelGATConv")):
+        words = ["gpu.py", "--device", "cpu", "--tiny", "--what", what, "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+        assert written in capsys.readouterr().out
+        for kind in ("csv", "md"):
+            table = (tmp_path / "cpu" / f"{what}.{kind}").read_text()
+            assert written in table
+            assert "no time left" not in table
+
+
+def test_gpu_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    words = ["gpu.py", "--device", "cpu", "--tiny", "--seconds", "0", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("no time left") == 2
+    assert "out of time" in (tmp_path / "cpu" / "tests.md").read_text()
+
+
 class TestAccuracyOfRegression:
     def test_choice_is_by_validation_alone(self, load):
         benchmark = load("regression")

@@ -59,11 +59,11 @@ WIDEST = 384
 # By pass, the widths up to which a tile is taken. Registers are what limits them: sums of gradients take one for each
 # 256 or 128 numbers, and a program that runs out of them keeps the rest in memory.
 _Sizes = dict[str, tuple[tuple[int, Tile], ...]]
-_SMALL, _SMALLEST = Tile(32, 32, 4, 2), Tile(16, 32, 8, 2)
+_SMALL, _SMALLEST = Tile(32, 32, 4, 2), Tile(16, 16, 8, 2)
 _HALF: _Sizes = {
     "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
     "query gradient": ((192, Tile(64, 32, 4, 2)), (WIDEST, _SMALL)),
-    "key gradient": ((128, Tile(32, 64, 4, 2)), (WIDEST, _SMALL)),
+    "key gradient": ((128, Tile(32, 128, 8, 2)), (WIDEST, _SMALL)),
 }
 _HALF_HOPPER: _Sizes = {
     "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
@@ -71,9 +71,9 @@ _HALF_HOPPER: _Sizes = {
     "key gradient": ((192, Tile(32, 128, 8, 2)), (256, Tile(32, 64, 8, 2)), (WIDEST, _SMALL)),
 }
 _FLOAT32: _Sizes = {
-    "forward": ((WIDEST, Tile(32, 32, 8, 2)),),
+    "forward": ((192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
     "query gradient": ((192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
-    "key gradient": ((WIDEST, _SMALLEST),),
+    "key gradient": ((192, Tile(16, 32, 8, 2)), (WIDEST, _SMALLEST)),
 }
 
 
