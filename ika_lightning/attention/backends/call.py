@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -169,8 +170,11 @@ class Backend(Protocol):
         """Say why a call cannot be served, as the end of a sentence that begins with the backend's name; else None."""
         ...
 
-    def cost(self, call: Call) -> float:
-        """Estimate the time forwards and backwards on the call's device, in multiply-adds of a large product."""
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
+        """Estimate the time forwards and backwards at the prices of a device, in multiply-adds of a large product.
+
+        It is a sum of products of one price each, so that :mod:`.calibration` can find them from times.
+        """
         ...
 
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 import torch
@@ -19,7 +20,6 @@ from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call
 from ika_lightning.attention.backends.dense import Dense
 from ika_lightning.attention.backends.fused_launch import WIDEST, Widths
 from ika_lightning.attention.backends.operators import differentiable_operator
-from ika_lightning.attention.backends.prices import prices
 from ika_lightning.attention.mask import Mask
 
 HAS_TRITON = find_spec("triton") is not None
@@ -46,23 +46,23 @@ class Fused:
             return f"has tiles for widths up to {WIDEST} in all, each rounded up to a power of 2, not for {width}"
         return None if call.sums_over_keys else NEEDS_PAIRS
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         r"""Estimate the time.
 
         .. math::
-            h P (4 (d + R) + 3 e)\, c_\text{product} + h P\, c_\text{fused}
+            h P\, (5 (d + R) + 4 e)\, c_\text{product} + h P\, c_\text{fused}
 
-        P pairs of a query and a key that it may see. The backward makes two products of each pair once more than that
-        of the chunked backend.
+        P pairs of a query and a key that it may see. Two passes of the backward make a tile each: a product more than
+        the chunked backend's, of each factor.
         """
         if call.device.type == "cpu":
             # the interpreter's, which nobody should be given
             return math.inf
-        price, (n, m), causal = prices(call.device), (call.n, call.m), call.mask.causal
+        (n, m), causal = (call.n, call.m), call.mask.causal
         seen = min(n, m) if causal else m
         pairs = call.lead.numel() * seen * (n - seen / 2 if causal else n)
         product = 5 * (call.exponent_width + call.num_features) + 4 * call.value.size(-1)
-        return price["fused call"] + pairs * (product + price["fused entry"])
+        return price["fused call"] + pairs * (product * price["fused product"] + price["fused entry"])
 
     def __call__(self, call: Call) -> tuple[Tensor, None]:
         """Attend; a query that may attend to nothing gets zeros, with zero gradient."""

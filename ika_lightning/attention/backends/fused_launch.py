@@ -61,9 +61,9 @@ WIDEST = 384
 _Sizes = dict[str, tuple[tuple[int, Tile], ...]]
 _SMALL, _SMALLEST = Tile(32, 32, 4, 2), Tile(16, 16, 8, 2)
 _HALF: _Sizes = {
-    "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
+    "forward": ((WIDEST, Tile(128, 32, 8, 2)),),
     "query gradient": ((192, Tile(64, 32, 4, 2)), (WIDEST, _SMALL)),
-    "key gradient": ((128, Tile(32, 128, 8, 2)), (WIDEST, _SMALL)),
+    "key gradient": ((96, Tile(32, 128, 8, 2)), (WIDEST, _SMALL)),
 }
 _HALF_HOPPER: _Sizes = {
     "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
@@ -72,7 +72,7 @@ _HALF_HOPPER: _Sizes = {
 }
 _FLOAT32: _Sizes = {
     "forward": ((192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
-    "query gradient": ((192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
+    "query gradient": ((192, Tile(32, 32, 8, 2)), (WIDEST, Tile(32, 16, 8, 2))),
     "key gradient": ((192, Tile(16, 32, 8, 2)), (WIDEST, _SMALLEST)),
 }
 
@@ -91,7 +91,7 @@ def tile_for(kernel: str, widths: Widths, itemsize: int, arch: int = 80) -> Tile
             shared memory instead of registers.
 
     Example:
-        >>> tile_for("forward", Widths(64, 64, 64), 2)
+        >>> tile_for("forward", Widths(64, 64, 64), 2, arch=90)
         Tile(rows=128, columns=64, num_warps=8, num_stages=2)
     """
     sizes = _FLOAT32 if itemsize > 2 else _HALF if arch < 90 else _HALF_HOPPER

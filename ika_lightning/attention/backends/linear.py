@@ -25,6 +25,7 @@ of the magnitudes it is known to a percent. With ``floor=0`` and no similarity a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -33,7 +34,6 @@ from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call
 from ika_lightning.attention.backends.chunked import by_sums, dense_plain
 from ika_lightning.attention.backends.linear_state import BLOCK, SLAB, LinearState, transposed
 from ika_lightning.attention.backends.operators import differentiable_operator
-from ika_lightning.attention.backends.prices import prices
 from ika_lightning.attention.backends.tiles import (
     blocks,
     diagonal_gradients,
@@ -61,7 +61,7 @@ class Linear:
             )
         return None if call.sums_over_keys else NEEDS_PAIRS
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         r"""Estimate the time; without a floor, a sum of small similarities may lose all digits, so never choose it.
 
         .. math::
@@ -74,7 +74,7 @@ class Linear:
         """
         if call.floor == 0.0:
             return math.inf
-        price, n, causal = prices(call.device), call.n, call.mask.causal
+        n, causal = call.n, call.mask.causal
         heads, width, features = call.lead.numel(), call.value.size(-1), call.num_features
         seen = min(n, call.m) if causal else call.m
         products = features * (features // 2 + 1)
