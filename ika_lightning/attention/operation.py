@@ -101,16 +101,18 @@ def kernel_attention(
         floor: Added to the square so that no row of weights vanishes.
         backend: ``"reference"`` is the definition in log space, slow and plainly right; ``"sdpa"`` is PyTorch's own
             attention, for calls without features; ``"dense"`` holds one n x m matrix; ``"chunked"`` holds a tile of it
-            at a time; ``"linear"`` takes time linear in n and m, for calls without an exponent. The last two serve
-            calls in which all queries share a mask (besides ``is_causal``), without dropout or weights. ``"auto"``
-            takes the cheapest that serves the call, see :func:`~ika_lightning.attention.backends.choose`.
+            at a time; ``"fused"`` does so in the registers of a GPU; ``"linear"`` takes time linear in n and m, for
+            calls without an exponent. The last three serve calls in which all queries share a mask (besides
+            ``is_causal``), without dropout or weights. ``"auto"`` takes the cheapest that serves the call, see
+            :func:`~ika_lightning.attention.backends.choose`.
         return_weights: Also return the normalised weights (after dropout).
 
     Shapes:
         query_features (..., n, R); key_features (..., m, R); value (..., m, e); key_log_magnitude (..., m); query
         (..., n, d); key (..., m, d); attn_mask broadcastable to (..., n, m); the result (..., n, e), the weights
         (..., n, m). Leading axes broadcast. Half precision is computed in float32 and returned in the dtype of
-        ``value``, unless PyTorch's own attention does it all.
+        ``value``, unless PyTorch's own attention does it all, or ``"fused"``, whose products are in the dtype of values
+        of half precision and whose sums are in float32.
 
     Raises:
         ValueError: If shapes do not fit one another, a factor is incomplete or both are absent, a probability, floor
