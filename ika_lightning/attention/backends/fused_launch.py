@@ -63,7 +63,7 @@ _SMALL, _SMALLEST = Tile(32, 32, 4, 2), Tile(16, 16, 8, 2)
 _HALF: _Sizes = {
     "forward": ((WIDEST, Tile(128, 32, 8, 2)),),
     "query gradient": ((192, Tile(64, 32, 4, 2)), (WIDEST, _SMALL)),
-    "key gradient": ((96, Tile(32, 128, 8, 2)), (WIDEST, _SMALL)),
+    "key gradient": ((96, Tile(32, 128, 8, 2)), (128, Tile(16, 64, 4, 2)), (WIDEST, _SMALL)),
 }
 _HALF_HOPPER: _Sizes = {
     "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
@@ -71,8 +71,8 @@ _HALF_HOPPER: _Sizes = {
     "key gradient": ((192, Tile(32, 128, 8, 2)), (256, Tile(32, 64, 8, 2)), (WIDEST, _SMALL)),
 }
 _FLOAT32: _Sizes = {
-    "forward": ((192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
-    "query gradient": ((192, Tile(32, 32, 8, 2)), (WIDEST, Tile(32, 16, 8, 2))),
+    "forward": ((128, Tile(32, 16, 8, 2)), (192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
+    "query gradient": ((128, Tile(32, 16, 8, 2)), (192, Tile(32, 32, 8, 2)), (WIDEST, Tile(32, 16, 8, 2))),
     "key gradient": ((192, Tile(16, 32, 8, 2)), (WIDEST, _SMALLEST)),
 }
 
