@@ -78,8 +78,12 @@ def backward(
         grad_value.view(-1, *grad_value.shape[2:]), grad_log_magnitude.view(-1, grad_log_magnitude.size(-1)),
         chunks.value.flatten(0, 1), grad_weighted.flatten(0, 1) + of_weighted,
     )  # fmt: skip
-    of_keys = (grad_key.flatten(0, 1) + of_key, grad_value.flatten(0, 1), grad_log_magnitude.flatten(0, 1))
-    return chunks.joined(grad_query.flatten(0, 1) + of_query), *(chunks.joined(x)[:, :m] for x in of_keys)
+    return (
+        chunks.joined(grad_query.flatten(0, 1) + of_query),
+        chunks.joined(grad_key.flatten(0, 1) + of_key)[:, :m],
+        chunks.joined(grad_value.flatten(0, 1))[:, :m],
+        chunks.joined(grad_log_magnitude.flatten(0, 1))[:, :m],
+    )
 
 
 class _Chunks(NamedTuple):
@@ -98,8 +102,8 @@ class _Chunks(NamedTuple):
         empty = cls(query, key, value, log_magnitude, log_magnitude, n)
         magnitude = F.pad(log_magnitude, (0, n - log_magnitude.size(1)), value=-torch.inf)
         shift = seen_maximum(magnitude, n, is_causal=True)
-        parts = (empty.cut(x) for x in (query, key, value))
-        return cls(*parts, empty.cut(magnitude, -torch.inf), empty.cut(shift, torch.inf), n)
+        q, k, v = (empty.cut(x) for x in (query, key, value))
+        return cls(q, k, v, empty.cut(magnitude, -torch.inf), empty.cut(shift, torch.inf), n)
 
     def cut(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """Cut rows (b, n or less, ...) into chunks."""

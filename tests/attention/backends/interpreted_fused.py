@@ -133,7 +133,7 @@ def test_rows_without_keys_are_zero_and_masked_keys_may_be_nan(family, is_causal
 
 @pytest.mark.parametrize(
     ("family", "slope"),
-    [(family, slope) for family in ("features", "both") for slope in (1e3, -1e3)] + [("both", 1e37)],
+    [("features", 1e3), ("features", -1e3), ("both", 1e3), ("both", -1e3), ("both", 1e37)],
 )
 def test_magnitudes_may_grow_and_shrink_without_bound(family, slope) -> None:
     """Each row takes the value of the largest magnitude that it sees: its own key's, or that of key 0."""
