@@ -63,7 +63,7 @@ _SMALL, _SMALLEST = Tile(32, 32, 4, 2), Tile(16, 16, 8, 2)
 _HALF: _Sizes = {
     "forward": ((WIDEST, Tile(128, 32, 8, 2)),),
     "query gradient": ((192, Tile(64, 32, 4, 2)), (WIDEST, _SMALL)),
-    "key gradient": ((96, Tile(32, 128, 8, 2)), (128, Tile(16, 64, 4, 2)), (WIDEST, _SMALL)),
+    "key gradient": ((96, Tile(32, 128, 8, 2)), (128, Tile(16, 128, 8, 2)), (WIDEST, _SMALL)),
 }
 _HALF_HOPPER: _Sizes = {
     "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from definition import inputs
 from ika_lightning.attention import kernel_attention
 from ika_lightning.attention.backends import fused
 from ika_lightning.attention.backends.fused_launch import PASSES, WIDEST, Widths, tile_for
+
+RESOURCES = Path(__file__).parents[3] / "benchmarks" / "results" / "fused_resources.csv"
 
 with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install '.[gpu]'")
 
@@ -47,6 +51,19 @@ def test_where_triton_is_missing_it_says_how_to_get_it(monkeypatch: pytest.Monke
     call = OnCuda(*(parts[name] for name in ("query", "key", "query_features", "key_features", "value")), None, mask,
                   0.0, 1e-5, False)  # fmt: skip
     assert fused.Fused().refuses(call) == "needs Triton: pip install 'ika-lightning[gpu]'"
+
+
+def test_the_table_of_resources_is_of_these_tiles() -> None:
+    with RESOURCES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["arch"], row["pass"]) for row in rows} == {
+        (arch, name) for arch in ("sm_80", "sm_90") for name in PASSES
+    }
+    for row in rows:
+        widths = Widths(*(int(row[name]) for name in ("d", "R", "e")))
+        tile = tile_for(row["pass"], widths, 4 if row["dtype"] == "fp32" else 2, int(row["arch"][3:]))
+        assert [int(row[name]) for name in ("rows", "columns", "warps", "stages")] == list(astuple(tile)), row
+        assert row["dtype"] == "fp32" or row["spills"] == "0", row
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
