@@ -1,6 +1,7 @@
 # make fit       set up .venv, train the default regression, test its best checkpoint
 # make test      set up .venv, check style and types, run the fast tests
 # make test-all  the same with the slow tests
+# make gpu       test and measure on this machine's GPU, in 6 minutes
 # make clean     remove .venv
 #
 # Needs Python >= 3.11 and nothing else. Another one: make PYTHON=/path/to/python3.12 fit
@@ -9,7 +10,7 @@ PYTHON ?= python3
 CONFIG ?= configs/regression/co2.yaml
 BIN := .venv/bin
 
-.PHONY: fit test test-all check clean
+.PHONY: fit test test-all gpu check clean
 
 fit: .venv/installed
 	$(BIN)/python -m ika_lightning fit --config $(CONFIG)
@@ -23,6 +24,9 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -1,8 +1,11 @@
 """The benchmarks start, and what they compute besides times is right."""
 
+import os
 import runpy
 import shutil
+import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +31,35 @@ def test_speed_of_regression(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert sum("MIKAN" in line for line in lines) == 3
     assert [line.split()[-1] for line in lines if "DotProduct " in line] == ["1.00"] * 3
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install '.[gpu]'")
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+def test_fused_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "fused_resources.py"), "--tiny"]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("sm_80 forward 0 16 16 bf16")
+
+
+def test_gpu_is_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for what, written in (("attention", "features: linear"), ("training", "KernelGATConv")):
+        words = ["gpu.py", "--device", "cpu", "--tiny", "--what", what, "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+        assert written in capsys.readouterr().out
+        for kind in ("csv", "md"):
+            table = (tmp_path / "cpu" / f"{what}.{kind}").read_text()
+            assert written in table
+            assert "no time left" not in table
+
+
+def test_gpu_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    words = ["gpu.py", "--device", "cpu", "--tiny", "--seconds", "0", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
+    assert capsys.readouterr().out.count("no time left") == 2
+    assert "out of time" in (tmp_path / "cpu" / "tests.md").read_text()
 
 
 class TestAccuracyOfRegression:

@@ -8,6 +8,7 @@ The letters, here and in every file of this package:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -100,16 +101,18 @@ def kernel_attention(
         floor: Added to the square so that no row of weights vanishes.
         backend: ``"reference"`` is the definition in log space, slow and plainly right; ``"sdpa"`` is PyTorch's own
             attention, for calls without features; ``"dense"`` holds one n x m matrix; ``"chunked"`` holds a tile of it
-            at a time; ``"linear"`` takes time linear in n and m, for calls without an exponent. The last two serve
-            calls in which all queries share a mask (besides ``is_causal``), without dropout or weights. ``"auto"``
-            takes the cheapest that serves the call, see :func:`~ika_lightning.attention.backends.choose`.
+            at a time; ``"fused"`` does so in the registers of a GPU; ``"linear"`` takes time linear in n and m, for
+            calls without an exponent. The last three serve calls in which all queries share a mask (besides
+            ``is_causal``), without dropout or weights. ``"auto"`` takes the cheapest that serves the call, see
+            :func:`~ika_lightning.attention.backends.choose`.
         return_weights: Also return the normalised weights (after dropout).
 
     Shapes:
         query_features (..., n, R); key_features (..., m, R); value (..., m, e); key_log_magnitude (..., m); query
         (..., n, d); key (..., m, d); attn_mask broadcastable to (..., n, m); the result (..., n, e), the weights
         (..., n, m). Leading axes broadcast. Half precision is computed in float32 and returned in the dtype of
-        ``value``, unless PyTorch's own attention does it all.
+        ``value``, unless PyTorch's own attention does it all, or ``"fused"``, whose products are in the dtype of values
+        of half precision and whose sums are in float32.
 
     Raises:
         ValueError: If shapes do not fit one another, a factor is incomplete or both are absent, a probability, floor
@@ -147,10 +150,16 @@ def attend(call: Call, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
         plain = not call.has_features and call.log_magnitude is None
         dtypes = {part.dtype for part in parts if part is not None}
         alike = plain and len(dtypes) == 1
-        computed = call if alike else call.to(torch.float64 if torch.float64 in dtypes else torch.float32)
+        computed = call if alike else _widened(call, torch.float64 if torch.float64 in dtypes else torch.float32)
         out, weights = choose(computed, backend)(computed)
     dtype = call.value.dtype
     return out.to(dtype), weights.to(dtype) if weights is not None and call.need_weights else None
+
+
+def _widened(call: Call, dtype: torch.dtype) -> Call:
+    """Return a call in the precision of the computation, which remembers whether its values came in half of it."""
+    half = call.value.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32
+    return replace(call.to(dtype), product_dtype=call.value.dtype if half else None)
 
 
 def _check_shapes(

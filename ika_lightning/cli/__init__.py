@@ -1,4 +1,4 @@
-"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,datasets}``.
+"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,datasets,calibrate}``.
 
 This module is the front door. It answers ``--help`` and ``--version`` without importing PyTorch, and turns the end of
 a command into an exit code. :mod:`~ika_lightning.cli.command` does the work, :mod:`~ika_lightning.cli.checkpoint`
@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "predict": "write a checkpoint's predictions for new data",
     "report": "draw what a checkpoint has learned, as a page with pictures",
     "datasets": "list the data sets that are known by name, and which of them are on this computer",
+    "calibrate": "measure what attention costs on this machine",
 }
 
 HELP = f"""\
@@ -88,6 +89,12 @@ def _run(args: list[str]) -> None:
         # Importing PyTorch and Lightning creates a million objects that stay; looking for garbage among them meanwhile
         # takes a third of the start-up.
         gc.disable()
+        if args[0] == "calibrate":
+            from ika_lightning.cli.calibrate import run
+
+            gc.enable()
+            run(args[1:])
+            return
         from ika_lightning.cli.command import Command
 
         gc.freeze()

@@ -12,7 +12,9 @@ from torch.autograd import forward_ad
 from ika_lightning.attention.backends.call import Backend, Call
 from ika_lightning.attention.backends.chunked import Chunked
 from ika_lightning.attention.backends.dense import Dense
+from ika_lightning.attention.backends.fused import Fused
 from ika_lightning.attention.backends.linear import Linear
+from ika_lightning.attention.backends.prices import prices as prices_of
 from ika_lightning.attention.backends.reference import Reference
 from ika_lightning.attention.backends.sdpa import Sdpa
 
@@ -20,7 +22,7 @@ __all__ = ["BACKENDS", "Backend", "Call", "check_backend", "choose"]
 
 #: All backends by name. Where two cost the same, the first is taken.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (Sdpa(), Dense(), Chunked(), Linear(), Reference())
+    backend.name: backend for backend in (Sdpa(), Dense(), Chunked(), Fused(), Linear(), Reference())
 }
 
 
@@ -40,10 +42,10 @@ def choose(call: Call, name: str = "auto") -> Backend:
         return BACKENDS[name]
     if torch.compiler.is_exporting() or forward_ad._current_level >= 0:
         return BACKENDS["dense"] if BACKENDS["sdpa"].refuses(call) else BACKENDS["sdpa"]
-    best, least = BACKENDS["reference"], float("inf")
+    best, least, price = BACKENDS["reference"], float("inf"), prices_of(call.device)
     # spelt out, as the compiler knows no min(..., key=...)
     for backend in BACKENDS.values():
-        if backend.refuses(call) is None and (cost := backend.cost(call)) < least:
+        if backend.refuses(call) is None and (cost := backend.cost(call, price)) < least:
             best, least = backend, cost
     return best
 

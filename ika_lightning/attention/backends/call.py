@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -33,6 +34,8 @@ class Call:
         floor: Added to the square.
         need_weights: Whether the weights are asked for.
         share: :math:`a`; None if it is 1.
+        product_dtype: Half precision that a backend may take for products of what came in it or was computed from it;
+            None is the tensors' own.
 
     Shapes:
         query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
@@ -50,6 +53,7 @@ class Call:
     floor: float
     need_weights: bool
     share: Tensor | None = None
+    product_dtype: torch.dtype | None = None
 
     @property
     def has_exponent(self) -> bool:
@@ -166,8 +170,11 @@ class Backend(Protocol):
         """Say why a call cannot be served, as the end of a sentence that begins with the backend's name; else None."""
         ...
 
-    def cost(self, call: Call) -> float:
-        """Estimate the time forwards and backwards on the call's device, in multiply-adds of a large product."""
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
+        """Estimate the time forwards and backwards at the prices of a device, in multiply-adds of a large product.
+
+        It is a sum of products of one price each, so that :mod:`.calibration` can find them from times.
+        """
         ...
 
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from ika_lightning.attention.backends import chunked_online, chunked_plain
 from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call
 from ika_lightning.attention.backends.dense import Dense
 from ika_lightning.attention.backends.operators import differentiable_operator
-from ika_lightning.attention.backends.prices import prices
 from ika_lightning.attention.backends.tiles import TILE
 from ika_lightning.attention.mask import Mask
 
@@ -27,7 +27,7 @@ class Chunked:
             return "serves calls with features; 'sdpa' is what serves those without, by tiles of its own"
         return None if call.sums_over_keys else NEEDS_PAIRS
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         r"""Estimate the time.
 
         .. math::
@@ -37,7 +37,7 @@ class Chunked:
         the diagonal (0 if the call is not causal). With an exponent a pair costs an exponential more, and a tile on the
         diagonal nothing special.
         """
-        price, (n, m), causal = prices(call.device), (call.n, call.m), call.mask.causal
+        (n, m), causal = (call.n, call.m), call.mask.causal
         heads, seen = call.lead.numel(), min(n, m) if causal else m
         pairs = heads * seen * (n - seen / 2) if causal else heads * n * m
         on_diagonal = heads * seen * min(TILE, n) * causal

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ika_lightning.attention.backends.call import Call, nonzero, with_atom
-from ika_lightning.attention.backends.prices import prices
 
 
 class Dense:
@@ -24,13 +24,12 @@ class Dense:
         """Serve every call."""
         return None
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         r"""Estimate the time.
 
         .. math::
             h n m\, (3 (d + R + e) + c_\text{dense}) + \max(0, h n m - 2^{20})\, c_\text{beyond}
         """
-        price = prices(call.device)
         entries = call.lead.numel() * call.n * call.m
         product = 3 * (call.exponent_width + call.num_features + call.value.size(-1))
         causal = price["dense causal entry"] * call.mask.causal

@@ -6,7 +6,8 @@ r"""Kernel attention in linear time: the square of a kernel has R (R + 1) / 2 fe
 
 The last sum, the state, does not know the query: it is made once, of e + 1 numbers for each product of two features,
 and read by every query. In a causal call, blocks of queries read the state of the blocks before them, and the block on
-the diagonal is computed as in :mod:`~ika_lightning.attention.backends.chunked_plain`, where shifts are explained.
+the diagonal is computed as in :mod:`~ika_lightning.attention.backends.chunked_plain`, where shifts are explained. On a
+CPU it is one block after another; on an accelerator all at once, see :mod:`.linear_scan`.
 
 **Operations,** in multiply-adds a head, with S = R (R // 2 + 1): (n + m) S (e + 1) forward and 2 (n + m) S (e + 1)
 backward, all in matrix products, besides some 8 passes over S numbers a token in the cache. A causal call makes the
@@ -25,15 +26,16 @@ of the magnitudes it is known to a percent. With ``floor=0`` and no similarity a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ika_lightning.attention.backends import linear_scan
 from ika_lightning.attention.backends.call import NEEDS_PAIRS, Call
 from ika_lightning.attention.backends.chunked import by_sums, dense_plain
-from ika_lightning.attention.backends.linear_state import BLOCK, SLAB, LinearState, transposed
+from ika_lightning.attention.backends.linear_state import BLOCK, SLAB, LinearState, block_size, transposed
 from ika_lightning.attention.backends.operators import differentiable_operator
-from ika_lightning.attention.backends.prices import prices
 from ika_lightning.attention.backends.tiles import (
     blocks,
     diagonal_gradients,
@@ -61,7 +63,7 @@ class Linear:
             )
         return None if call.sums_over_keys else NEEDS_PAIRS
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         r"""Estimate the time; without a floor, a sum of small similarities may lose all digits, so never choose it.
 
         .. math::
@@ -74,7 +76,7 @@ class Linear:
         """
         if call.floor == 0.0:
             return math.inf
-        price, n, causal = prices(call.device), call.n, call.mask.causal
+        n, causal = call.n, call.mask.causal
         heads, width, features = call.lead.numel(), call.value.size(-1), call.num_features
         seen = min(n, call.m) if causal else call.m
         products = features * (features // 2 + 1)
@@ -100,14 +102,20 @@ def forward(
     (batch, n, _), width = query.shape, value.size(-1)
     out, weight_sum = query.new_empty(batch, n, width), query.new_empty(batch, n)
     products, total, _ = LinearState.empty(key, value)
+    size = BLOCK if is_causal else block_size(query)
     for heads in _head_groups(query, key):
         q, k, v, magnitude = query[heads], key[heads], value[heads], log_magnitude[heads]
+        if is_causal and has_many_chunks(q):
+            results = linear_scan.forward(q, k, v, magnitude, floor)
+            for whole, part in zip((out, weight_sum, products, total), results, strict=True):
+                whole[heads] = part
+            continue
         state = LinearState.empty(k, v)
         if is_causal:
             shift = seen_maximum(magnitude, n, is_causal)
         else:
             state = state.update(k, v, magnitude)
-        for i in blocks(n, BLOCK):
+        for i in blocks(n, size):
             sums = state.sums(transposed(q[:, i]), floor)
             if is_causal:
                 sums *= (state.shift[:, None, None] - shift[:, None, i]).exp()
@@ -139,15 +147,22 @@ def backward(
     n, m = query.size(1), key.size(1)
     grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     grad_log_magnitude = torch.empty_like(log_magnitude)
+    size = BLOCK if is_causal else block_size(query)
     for heads in _head_groups(query, key):
         q, k, v, magnitude = query[heads], key[heads], value[heads], log_magnitude[heads]
+        if is_causal and has_many_chunks(q):
+            of_results = (out[heads], weight_sum[heads], grad_out[heads])
+            results = linear_scan.backward(q, k, v, magnitude, *of_results, floor)
+            for whole, part in zip((grad_query, grad_key, grad_value, grad_log_magnitude), results, strict=True):
+                whole[heads] = part
+            continue
         shift = seen_maximum(magnitude, max(n, m, 1), is_causal)
-        grad_sums = [sums_gradient(out[heads, i], weight_sum[heads, i], grad_out[heads, i]) for i in blocks(n, BLOCK)]
+        grad_sums = [sums_gradient(out[heads, i], weight_sum[heads, i], grad_out[heads, i]) for i in blocks(n, size)]
         after = LinearState.empty(q, v).relative_to(-shift[:, -1])
         before = LinearState(products[heads], total[heads], shift[:, -1])
         if is_causal:
             before = LinearState.empty(k, v)
-        for i, grad in zip(blocks(n, BLOCK), grad_sums, strict=True):
+        for i, grad in zip(blocks(n, size), grad_sums, strict=True):
             features = transposed(q[:, i])
             scale = (before.shift[:, None, None] - shift[:, None, i]).exp()
             grad_query[heads, i] = before.gradient(features, grad * scale)
@@ -155,12 +170,12 @@ def backward(
                 after.add_(features, grad)
             else:
                 before = before.update(k[:, i], v[:, i], magnitude[:, i])
-        for j in reversed(blocks(n if is_causal else m, BLOCK)):  # slices of keys are cut, perhaps to nothing, at m
+        for j in reversed(blocks(n if is_causal else m, size)):  # slices of keys are cut, perhaps to nothing, at m
             features, weighted = transposed(k[:, j]), weigh(v[:, j], magnitude[:, j], -after.shift)
             grad_weighted = after.sums(features, floor) * (magnitude[:, None, j] + after.shift[:, None, None]).exp()
             grad_key[heads, j] = after.gradient(features, weighted)
             if is_causal:
-                grad = grad_sums[j.start // BLOCK]
+                grad = grad_sums[j.start // size]
                 of_query, of_key, of_weighted = diagonal_gradients(
                     q[:, j], k[:, j], v[:, j], magnitude[:, j], shift[:, j], floor, grad
                 )
@@ -175,9 +190,14 @@ def backward(
     return grad_query, grad_key, grad_value, grad_log_magnitude
 
 
+def has_many_chunks(x: Tensor) -> bool:
+    """Whether a causal call of this tensor is one of many chunks at a time: a loop would leave an accelerator idle."""
+    return x.device.type != "cpu" and x.size(1) > BLOCK
+
+
 def _head_groups(query: Tensor, key: Tensor) -> list[slice]:
     r, longest = key.size(-1), max(query.size(1), key.size(1))
-    return head_groups(key, min(SLAB, r * (r // 2 + 1)) * min(BLOCK, longest))
+    return head_groups(key, min(SLAB, r * (r // 2 + 1)) * min(block_size(key), longest))
 
 
 def _shapes(query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, ...]:

@@ -22,6 +22,19 @@ from ika_lightning.attention.backends.tiles import blocks, divide_into, weigh
 # the diagonal of a causal call cheap.
 BLOCK, SLAB = 256, 512
 
+# An accelerator has no such cache, and wants long products; their number is bounded by the heads that go together.
+ACCELERATOR_BLOCK = 2**16
+
+
+def block_size(x: Tensor) -> int:
+    """Return how many tokens of a tensor are taken at a time, where none has to wait for another.
+
+    Example:
+        >>> block_size(torch.empty(1))
+        256
+    """
+    return BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK
+
 
 class LinearState(NamedTuple):
     r"""All that a query needs to know of the keys so far, in a size that does not grow with them.
@@ -70,7 +83,7 @@ class LinearState(NamedTuple):
         if log_magnitude.size(-1) == 0:
             return self
         state = self.relative_to(torch.maximum(self.shift, log_magnitude.amax(-1)))
-        for j in blocks(value.size(-2), BLOCK):
+        for j in blocks(value.size(-2), block_size(value)):
             weighted = weigh(value[..., j, :], log_magnitude[..., j], state.shift)
             state.add_(transposed(key_features[..., j, :]), weighted)
         return state
@@ -85,7 +98,7 @@ class LinearState(NamedTuple):
         n, width = query_features.size(-2), self.total.size(-1) - 1
         out = query_features.new_empty(*self.shift.shape, n, width)
         weight_sum = query_features.new_empty(*self.shift.shape, n)
-        for i in blocks(n, BLOCK):
+        for i in blocks(n, block_size(query_features)):
             divide_into(out[..., i, :], weight_sum[..., i], self.sums(transposed(query_features[..., i, :]), floor))
         return out
 

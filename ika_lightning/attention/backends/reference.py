@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class Reference:
         """Serve every call."""
         return None
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         """Never be the cheapest."""
         return math.inf
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class Sdpa:
             return "has no place for features; it serves attention whose weights are an exponential alone"
         return "has no weights to return (a layer's need_weights)" if call.need_weights else None
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, price: Mapping[str, float]) -> float:
         """Always be the cheapest: no other backend is as fast where this one serves."""
         return 0.0
 

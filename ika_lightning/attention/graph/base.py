@@ -73,8 +73,8 @@ class KernelConv(MessagePassing):
         if batch is None or self.core.spectrum is None or not self.core.spectrum.conditional:
             return None, None
         source, target = (batch, batch) if isinstance(batch, Tensor) else batch
-        if any((x[1:] < x[:-1]).any() for x in (source, target)):
-            raise ValueError("batch must be in ascending order, as PyG's loaders have it; sort the nodes by graph")
+        for x in (source, target):
+            check_ascending(x)
         return target, source
 
     def _project_edges(self, edge_attr: OptTensor) -> OptTensor:
@@ -140,8 +140,27 @@ def means_of_joined(
     )
 
 
+def check_ascending(batch: Tensor) -> None:
+    """Refuse nodes that are not sorted by their graphs.
+
+    An accelerator checks it by itself, and stops at what comes next: to hear of it here, all of its work so far would
+    have to be waited for in each layer.
+
+    Raises:
+        ValueError: If they are not, on a CPU; elsewhere a RuntimeError comes of the device.
+    """
+    rule = "batch must be in ascending order, as PyG's loaders have it; sort the nodes by graph"
+    is_ascending = (batch[1:] >= batch[:-1]).all()
+    if batch.device.type != "cpu":
+        torch._assert_async(is_ascending, rule)
+    elif not is_ascending:
+        raise ValueError(rule)
+
+
 def number_of_graphs(graphs: OptPairTensor) -> int:
     """Return how many graphs the nodes of either kind are of, those without edges included; 0 if none is named.
+
+    Where graphs are named, this waits for an accelerator: sizes of tensors depend on it.
 
     Example:
         >>> number_of_graphs((torch.tensor([0, 1]), torch.tensor([0, 2, 2])))

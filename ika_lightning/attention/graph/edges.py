@@ -199,7 +199,7 @@ def _forward_with_features(
     graph: Tensor,
 ) -> Tensor:
     similarity = query_phase.new_empty(query.numel(), query_phase.size(0))
-    for edges, w in _edges_of_graphs(graph, frequencies):
+    for _, edges, w in _edges_of_graphs(graph, frequencies):
         phase = _pair_phase(query_phase, key_phase, query[edges], key[edges], edge[edges], w)
         a = _of_queries(amplitude, query[edges])
         similarity[edges] = (a * phase.cos_()).sum(-1).mT
@@ -221,7 +221,7 @@ def _backward_with_features(
     grad_amplitude, grad_query_phase = torch.zeros_like(amplitude), torch.zeros_like(query_phase)
     grad_key_phase, grad_edge = torch.zeros_like(key_phase), torch.zeros_like(edge)
     grad_frequencies = torch.zeros_like(frequencies, memory_format=torch.contiguous_format)
-    for edges, w in _edges_of_graphs(graph, frequencies):
+    for number, edges, w in _edges_of_graphs(graph, frequencies):
         i, j, e = query[edges], key[edges], edge[edges]
         phase = _pair_phase(query_phase, key_phase, i, j, e, w)
         a, of_similarity = _of_queries(amplitude, i), grad[edges].mT.unsqueeze(-1)
@@ -234,7 +234,7 @@ def _backward_with_features(
         grad_query_phase.index_add_(1, i, of_phase)
         grad_key_phase.index_add_(1, j, of_phase, alpha=-1)
         grad_edge[edges] = -(of_phase @ w).transpose(0, 1)
-        grad_frequencies[int(graph[edges[0]])] -= of_phase.mT @ e.transpose(0, 1)
+        grad_frequencies[number] -= of_phase.mT @ e.transpose(0, 1)
     return grad_amplitude, grad_query_phase, grad_key_phase, grad_edge, grad_frequencies
 
 
@@ -266,14 +266,18 @@ def _of_queries(amplitude: Tensor, query: Tensor) -> Tensor:
     return amplitude if amplitude.size(1) == 1 else amplitude.index_select(1, query)
 
 
-def _edges_of_graphs(graph: Tensor, frequencies: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Cut the edges into blocks, none of them with edges of two graphs: (b,) each, with the graph's frequencies."""
+def _edges_of_graphs(graph: Tensor, frequencies: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+    """Cut the edges into blocks, none of them with edges of two graphs.
+
+    Returns:
+        For each block the number of the graph, the edges (b,), and the graph's frequencies.
+    """
     order = graph.argsort(stable=True)
     sizes = torch.bincount(graph, minlength=frequencies.size(0)).tolist()
     numbers = frequencies[0, ..., 0].numel()  # of an edge
     return [
-        (edges[block], w)
-        for edges, w in zip(order.split(sizes), frequencies, strict=True)
+        (number, edges[block], w)
+        for number, (edges, w) in enumerate(zip(order.split(sizes), frequencies, strict=True))
         for block in _edge_blocks(edges, numbers)
     ]
 

@@ -204,6 +204,8 @@ class KernelGATConv(KernelConv):
         if self.add_self_loops:
             # Where source and target nodes differ, those of one number are taken for the same node.
             nodes = min(source.size(0), target.size(0)) if size is None else min(size)
+            # to count what is left is all that an accelerator is waited for here, as in GATConv; edges that have their
+            # loops already, with add_self_loops=False, need none of it
             edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
             edge_index, edge_attr = add_self_loops(edge_index, edge_attr, self.fill_value, num_nodes=nodes)
         alpha = self.edge_updater(

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ika_lightning.attention import kernel_attention
-from ika_lightning.attention.backends import linear, linear_state
+from ika_lightning.attention.backends import linear, linear_scan, linear_state
 from ika_lightning.attention.backends.linear_state import LinearState
 
 
@@ -71,6 +71,48 @@ def test_causal_magnitudes_may_grow_and_shrink_without_bound(sizes: None) -> Non
         # Each row is the value of the largest magnitude so far: its own, or that of row 0.
         assert_close(ours[0], tensors[2] if slope > 0 else tensors[2][:, :1].expand_as(tensors[2]))
         assert all(x.isfinite().all() for x in ours)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-5, 0.3])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize(("n", "m", "chunk"), [(23, 23, 4), (23, 11, 4), (7, 7, 16), (13, 13, 1), (8, 8, 4)])
+def test_scan_of_accelerators_equals_the_reference(
+    monkeypatch: pytest.MonkeyPatch, n: int, m: int, chunk: int, spread: float, floor: float
+) -> None:
+    monkeypatch.setattr(linear, "has_many_chunks", lambda x: True)
+    monkeypatch.setattr(linear_scan, "BLOCK", chunk)
+    tensors = [draw(2, 3, n, 5), draw(2, 3, m, 5), draw(2, 3, m, 4), spread * draw(2, 3, m)]
+    mask = torch.arange(m) % 5 != 0
+    ours, expected = (
+        with_gradients(
+            lambda *x, backend=backend: kernel_attention(
+                *x, attn_mask=mask, is_causal=True, floor=floor, backend=backend
+            ),
+            tensors,
+        )
+        for backend in ("linear", "reference")
+    )
+    assert_close(ours, expected)
+
+
+def test_scan_of_accelerators_has_magnitudes_that_grow_and_shrink_without_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear, "has_many_chunks", lambda x: True)
+    monkeypatch.setattr(linear_scan, "BLOCK", 4)
+    for slope in (1e4, -1e4):
+        tensors = [draw(1, 23, 4), draw(1, 23, 4), draw(1, 23, 3), slope * torch.arange(23).double().view(1, 23)]
+        ours = with_gradients(lambda *args: linear_attention(*args, 1e-5, True), tensors)
+        assert_close(ours[0], tensors[2] if slope > 0 else tensors[2][:, :1].expand_as(tensors[2]))
+        assert all(x.isfinite().all() for x in ours)
+
+
+def test_scan_of_accelerators_leaves_the_state_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [draw(2, 23, 4), draw(2, 23, 4), draw(2, 23, 3), draw(2, 23)]
+    expected = linear.forward(*tensors, 1e-5, True)
+    monkeypatch.setattr(linear, "has_many_chunks", lambda x: True)
+    monkeypatch.setattr(linear_scan, "BLOCK", 4)
+    assert_close(linear.forward(*tensors, 1e-5, True), expected)
 
 
 @pytest.mark.parametrize("step", [1, 200, 10**9])
