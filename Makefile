@@ -9,6 +9,8 @@
 PYTHON ?= python3
 CONFIG ?= configs/regression/co2.yaml
 BIN := .venv/bin
+# a worker for each core; one that is done takes over tests of the others
+SIDE_BY_SIDE := --numprocesses auto --dist worksteal
 
 .PHONY: fit test test-all gpu check clean
 
@@ -20,7 +22,7 @@ fit: .venv/installed
 	echo "TensorBoard:  $(BIN)/tensorboard --logdir $${best%/checkpoints/*}"
 
 test: check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 test-all: check
 	$(BIN)/python -m pytest -q -m "slow or not slow"

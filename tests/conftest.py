@@ -12,6 +12,11 @@ import torch
 # fixtures have no examples to run, and as modules the two files would have one name
 collect_ignore = ["conftest.py", "attention/conftest.py"]
 
+# side by side there is a worker for each core, and more threads would be in one another's way
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:

@@ -24,7 +24,7 @@ def save(tmp_path):
         (GLOVE, "vectors.txt"),
         ("5 3\n" + GLOVE, "vectors.vec"),  # as word2vec writes it
         (GLOVE.replace("\n", " \r\n"), "vectors.txt"),
-        (gzip.compress(GLOVE.encode()), "vectors.txt.gz"),
+        (gzip.compress(GLOVE.encode(), mtime=0), "vectors.txt.gz"),
     ],
 )
 def test_words_wanted_are_found_and_the_first_line_of_each_counts(save, content, name) -> None:
