@@ -85,7 +85,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "EncoderDecoder": partial(EncoderDecoder, 11, 13, attention=MIKAN, **SIZES),
     "EncoderDecoder, one vocabulary": partial(EncoderDecoder, 11, attention=DotProduct, **SIZES),
     "GraphNetwork": partial(GraphNetwork, 5, 3, KernelGATConv, width=4, num_heads=2, num_edge_features=2),
-    "RowTransformer": partial(RowTransformer, 3, attention=MIKAN, **SIZES),
+    "RowTransformer": partial(RowTransformer, 3, attention=MIKAN, targets=True, **SIZES),
     **{
         f"TextClassifier {pooling}": partial(TextClassifier, 11, 3, attention=MIKAN, pooling=pooling, **SIZES)
         for pooling in ("cls", "attention")

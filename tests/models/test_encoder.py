@@ -91,3 +91,35 @@ class TestRowTransformer:
         model, context, queries = rows(attention), torch.randn(13, FEATURES).double(), torch.randn(5, FEATURES).double()
         assert_close(model(context[torch.randperm(13)], queries), model(context, queries))
         assert not torch.allclose(model(context[:7], queries), model(context, queries))
+
+
+@pytest.mark.parametrize("attention", LAYERS)
+class TestTargetsInTheContext:
+    @pytest.fixture
+    def case(self, attention):
+        model = RowTransformer(FEATURES, WIDTH, depth=2, num_heads=HEADS, attention=attention, targets=True)
+        context, queries, targets = torch.randn(13, FEATURES), torch.randn(5, FEATURES), torch.randn(13)
+        return model.double().eval(), context.double(), queries.double(), targets.double()
+
+    def test_targets_of_the_context_matter_row_by_row(self, case):
+        model, context, queries, targets = case
+        before = model(context, queries, targets)
+        assert not torch.isclose(model(context, queries, targets.flip(0)), before).any()
+        order = torch.randperm(13)
+        assert_close(model(context[order], queries, targets[order]), before)
+
+    def test_other_queries_have_no_influence(self, case):
+        model, context, queries, targets = case
+        before = model(context, queries, targets)
+        queries[3] += 7
+        after = model(context, queries, targets)
+        assert_close(after[[0, 1, 2, 4]], before[[0, 1, 2, 4]], rtol=0, atol=0)
+
+    def test_targets_that_are_missing_or_too_many(self, attention, case):
+        model, context, queries, targets = case
+        with pytest.raises(ValueError, match="built with targets=True, and needs targets of the context"):
+            model(context, queries)
+        with pytest.raises(ValueError, match="queries are missing: rows of the context know their targets"):
+            model(context, targets=targets)
+        with pytest.raises(ValueError, match="built with targets=False, and takes none"):
+            rows(attention)(context, queries, targets)
