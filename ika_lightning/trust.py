@@ -89,7 +89,7 @@ TO_RESUME: dict[str, tuple[type, ...]] = {
 }
 
 #: Arguments of a model that evaluation leaves to their defaults.
-TRAINING_ARGUMENTS = ("optimizer", "scheduler", "lr_scheduler")
+TRAINING_ARGUMENTS = ("optimizer", "scheduler", "lr_scheduler", "init_from")
 
 # The keys by which a configuration names a class.
 _SPECIFICATION = ("class_path", "init_args", "dict_kwargs")

@@ -26,14 +26,13 @@ from ika_lightning.pictures.weights import draw_magnitude, draw_maps, draw_neigh
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ika_lightning.callbacks.pictures import Figures
+    from ika_lightning.protocols import Figures
 
 
 class AttentionMaps(AttentionPictures):
     """Draws which keys each head attends to: a map for each of a few sequences, or the neighbours of a few nodes.
 
-    Axes have names if the model has a method ``attention_names(batch, layer)``, see
-    :func:`~ika_lightning.callbacks.pictures.names_of`.
+    Axes have names if the model is a :class:`~ika_lightning.protocols.NamesAttention`.
 
     Args:
         share: Most of the training time that this callback may take. 0 draws nothing.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -19,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from ika_lightning.internals import end_of_batch_before, finish_schedulers, is_requeued, mark_updated
 from ika_lightning.output import open_output, temporary_name
 from ika_lightning.trust import plain_tensors
 
@@ -108,16 +108,13 @@ class LastCheckpoint(Callback):
         if self._resumed is not None:
             self._restore(trainer, pl_module, self._resumed)
             self._resumed = None
-        environment = trainer._accelerator_connector.cluster_environment
-        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if threading.current_thread() is threading.main_thread() and not requeued:
+        if threading.current_thread() is threading.main_thread() and not is_requeued(trainer):
             # Lightning's handler stops each process by itself, wherever it is; others would wait for it for ever
             signal.signal(signal.SIGTERM, self._terminate)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Lightning would leave out the schedulers at the end of an epoch that it has gone on with
-        trainer.fit_loop._restarting = False
+        finish_schedulers(trainer)
         if batch_idx % trainer.accumulate_grad_batches:
             return  # a part of a gradient is in no checkpoint
         leaves = trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
@@ -143,7 +140,7 @@ class LastCheckpoint(Callback):
             "epoch_metrics": _collect(trainer, pl_module),
         }
         if self._place == "before a batch":
-            _end_of_batch_before(checkpoint["loops"]["fit_loop"])
+            end_of_batch_before(checkpoint["loops"]["fit_loop"])
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -176,7 +173,7 @@ class LastCheckpoint(Callback):
                 assert isinstance(metric, Metric)
                 for key, value in states[trainer.global_rank][name].items():
                     setattr(metric, key, value.to(metric.device))
-                metric._update_count = 1  # any, but none would say that there is nothing to compute
+                mark_updated(metric)
 
     def _terminate(self, number: int, frame: object) -> None:
         self._terminated = True
@@ -196,22 +193,6 @@ def _collect(trainer: Trainer, module: LightningModule) -> list[dict[str, dict[s
         {name: {key: value[rank].cpu() for key, value in state.items()} for name, state in gathered.items()}
         for rank in range(trainer.world_size)
     ]
-
-
-def _end_of_batch_before(state: dict[str, Any]) -> None:
-    """Rewrite the state of Lightning's loops as if the batch that is about to begin had not been fetched yet.
-
-    What results is the state at the end of the batch before it, which Lightning knows how to go on from.
-    """
-    progress = state["epoch_loop.batch_progress"]
-    for count in (progress["total"], progress["current"]):
-        count["ready"] -= 1
-        count["completed"] -= 1
-    progress["is_last_batch"] = False
-    state["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-    for loader in state["state_dict"].get("combined_loader", []):
-        if "served" in loader:
-            loader["served"] = progress["current"]["ready"]
 
 
 def _keep(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,12 +16,10 @@ from typing_extensions import override
 
 from ika_lightning.pictures import Recorder, Recording
 from ika_lightning.pictures.canvas import to_pixels
+from ika_lightning.protocols import Figures, NamesAttention
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    #: Pictures by the name that TensorBoard shows them under; a picture is drawn when it is called.
-    Figures = Mapping[str, Callable[[], Figure]]
 
 log = logging.getLogger(__name__)
 
@@ -227,14 +225,10 @@ class AttentionPictures(Pictures):
 def names_of(pl_module: LightningModule, batch: Any, layer: str) -> Any:
     """Ask a model what the queries and keys of a layer are called.
 
-    A model that knows has a method ``attention_names(batch, layer)``, which returns two lists, for queries and for
-    keys: the names of each sequence of the batch, without padding; or of the one graph.
-
     Returns:
-        What that method returns, or None without it.
+        What its method returns, if it is a :class:`~ika_lightning.protocols.NamesAttention`; else None.
     """
-    ask = getattr(pl_module, "attention_names", None)
-    return None if ask is None else ask(batch, layer)
+    return pl_module.attention_names(batch, layer) if isinstance(pl_module, NamesAttention) else None
 
 
 def _pixels(draw: Callable[[], Figure]) -> np.ndarray:

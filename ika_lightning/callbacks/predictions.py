@@ -11,14 +11,15 @@ from typing_extensions import override
 
 from ika_lightning.data.cells import check_format
 from ika_lightning.output import check_output
+from ika_lightning.protocols import WritesPredictions
 
 
 class PredictionWriter(Callback):
     """Collects the predictions of all batches and has the data module write them.
 
-    The data module knows what a row of its file means, so it owns the format: ``write_predictions(path, predictions)``
-    is called with one tensor over all samples where the model returns tensors, else with one list. A file that cannot
-    be written is refused before any work is done.
+    The data module knows what a row of its file means, so it owns the format
+    (:class:`~ika_lightning.protocols.WritesPredictions`). It is given one tensor over all samples where the model
+    returns tensors, else one list. A file that cannot be written is refused before any work is done.
 
     Lightning's ``BasePredictionWriter`` would also ask each loader which samples it fetched, which not all can tell.
 
@@ -43,6 +44,9 @@ class PredictionWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
             raise ValueError(f"one process writes predictions, not {trainer.world_size}: use --trainer.devices 1")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, WritesPredictions):
+            raise ValueError(f"{type(data).__name__} has no method write_predictions(path, predictions); give it one")
         check_output(self.path)
         check_format(self.path)
 
@@ -63,4 +67,6 @@ class PredictionWriter(Callback):
         batches, self._batches = self._batches, []
         predictions = torch.cat(batches) if isinstance(batches[0], Tensor) else [*chain(*batches)]
         self.count = len(predictions)
-        trainer.datamodule.write_predictions(self.path, predictions)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, WritesPredictions)
+        data.write_predictions(self.path, predictions)

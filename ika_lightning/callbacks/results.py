@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
 from ika_lightning.callbacks.pictures import Pictures
-
-if TYPE_CHECKING:
-    from ika_lightning.callbacks.pictures import Figures
+from ika_lightning.protocols import DrawsResults, Figures
 
 
 class TaskPictures(Pictures):
     """Draws what the model says can be drawn of its last validation: predictions beside the truth, for instance.
 
-    A model that has something to show has a method ``pictures()``, which returns figures by name, each as a function
-    that draws it when it is called. Other models get no pictures.
+    A model that has something to show is a :class:`~ika_lightning.protocols.DrawsResults`. Others get no pictures.
 
     Args:
         share: Most of the training time that this callback may take. 0 draws nothing.
@@ -25,5 +20,4 @@ class TaskPictures(Pictures):
 
     @override
     def figures(self, pl_module: LightningModule) -> Figures:
-        ask = getattr(pl_module, "pictures", None)
-        return {} if ask is None else ask()
+        return pl_module.pictures() if isinstance(pl_module, DrawsResults) else {}

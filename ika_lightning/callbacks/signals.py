@@ -16,6 +16,7 @@ from typing_extensions import override
 from ika_lightning.attention.core import Core
 from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.pictures.record import attention_layers
+from ika_lightning.protocols import CountsUnits
 
 try:
     import resource
@@ -42,8 +43,7 @@ class TrainingSignals(Callback):
     Speed and memory are left out of the file of a :class:`~lightning.pytorch.loggers.CSVLogger`: no seed repeats them,
     and two runs with the same seed are to write the same file.
 
-    A batch that knows what it holds has a property ``counts``, a number or scalar tensor for each unit (``{"texts":
-    64, "tokens": 812}``). Others are counted in samples.
+    Batches are counted in samples, unless they are :class:`~ika_lightning.protocols.CountsUnits`.
 
     Args:
         every_n_steps: After how many steps to log.
@@ -186,8 +186,7 @@ def count_units(batch: Any) -> dict[str, Any]:
         >>> count_units({"name": "x", "x": torch.zeros(5, 3)}), count_units(None)
         ({'samples': 5}, {})
     """
-    counts = getattr(batch, "counts", None)
-    if isinstance(counts, dict):
-        return counts
+    if isinstance(batch, CountsUnits):
+        return dict(batch.counts)
     parts = list(batch.values()) if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else [batch]
     return next(({"samples": part.size(0)} for part in parts if isinstance(part, Tensor) and part.dim()), {})

@@ -41,7 +41,9 @@ from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
 from ika_lightning.cli.runs import CONFIG, RECORD, Place, Run, file_loggers, other_processes_run, own_run
+from ika_lightning.internals import argument_of_finder, set_version
 from ika_lightning.output import is_standard_output, write_output
+from ika_lightning.tasks.base import MONITOR, Task
 from ika_lightning.trust import Names, join_places, named_places, parse_option
 
 LOGGER = {
@@ -49,14 +51,14 @@ LOGGER = {
     "init_args": {"save_dir": "runs", "name": None, "default_hp_metric": False},
 }
 CHECKPOINT = {
-    "monitor": "val/loss",
+    "monitor": MONITOR,
     "mode": "min",
     "filename": "best",
     # the same two names at every run, for commands to be written down before it
     "enable_version_counter": False,
     "auto_insert_metric_name": False,
 }
-EARLY_STOPPING = {"monitor": "val/loss", "patience": 50}
+EARLY_STOPPING = {"monitor": MONITOR, "patience": 50}
 # the sections of a training's configuration that are arguments of a class
 GROUPS: dict[str, type] = {
     "trainer": ReportingTrainer,
@@ -355,13 +357,16 @@ class Command(LightningCLI):
         with have_run(Place.of(trainer, self.root), wanted, config) as run, quiet_threads():
             if run.folder is not None:
                 for logger in file_loggers(trainer):
-                    logger._version = run.version
+                    set_version(logger, run.version)
                     go_on_logging(logger, run.step)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SaveConfig):
                     callback.run = run
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and run.checkpoints is not None:
                     callback.dirpath = str(run.checkpoints)
+            if run.checkpoint is not None and isinstance(self.model, Task):
+                # its weights are in the checkpoint, and what it once started from may be gone
+                self.model.init_from = None
             trainer.fit(ckpt_path=run.checkpoint if wanted else ckpt_path, **kwargs)
 
     def _check_batch_size_finder(self) -> None:
@@ -369,7 +374,7 @@ class Command(LightningCLI):
         for finder in self.trainer.callbacks:  # type: ignore[attr-defined]
             if not isinstance(finder, BatchSizeFinder):
                 continue
-            name = finder._batch_arg_name
+            name = argument_of_finder(finder)
             if getattr(self.datamodule, name, finder) is None:
                 raise UsageError(f"BatchSizeFinder changes {name}, and the data has none; give --data.{name} 1")
 

@@ -28,6 +28,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ika_lightning.data.files import decode
+from ika_lightning.internals import option_names
 from ika_lightning.output import OutputError
 from ika_lightning.trust import Untrusted, check_size
 
@@ -288,7 +289,7 @@ def _unrepeated(words: list[str]) -> list[str]:
 
 
 def _names(parser: ArgumentParser) -> list[str]:
-    return [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
+    return option_names(parser)
 
 
 def _options(owner: type, filled: int) -> list[str]:

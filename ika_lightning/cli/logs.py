@@ -16,6 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from typing_extensions import override
 
+from ika_lightning.internals import purge_from, use_writer
 from ika_lightning.output import OutputError, write_output
 
 __all__ = ["Metrics", "go_on_logging", "quiet_threads"]
@@ -30,9 +31,9 @@ def go_on_logging(logger: Logger, step: int | None) -> None:
     """
     if isinstance(logger, TensorBoardLogger):
         if step is not None:
-            logger._kwargs["purge_step"] = step
+            purge_from(logger, step)
     elif isinstance(logger, CSVLogger):
-        logger._experiment = Metrics(logger.log_dir, step or 0)
+        use_writer(logger, Metrics(logger.log_dir, step or 0))
 
 
 class Metrics(ExperimentWriter):

@@ -12,6 +12,7 @@ import yaml
 from lightning.pytorch import LightningDataModule
 
 from ika_lightning import __version__
+from ika_lightning.protocols import HasFingerprints
 
 __all__ = ["differences", "record"]
 
@@ -60,7 +61,7 @@ def record(data: LightningDataModule | None) -> dict[str, Any]:
             **{package: version(package) for package in PACKAGES},
         },
         "git": _commit(),
-        "data": getattr(data, "fingerprints", {}),
+        "data": dict(data.fingerprints) if isinstance(data, HasFingerprints) else {},
     }
 
 

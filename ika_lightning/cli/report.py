@@ -21,6 +21,7 @@ from ika_lightning.cli.checkpoint import read_checkpoint
 from ika_lightning.output import follow, open_output
 from ika_lightning.pictures import Recorder, Recording, record_spectra
 from ika_lightning.pictures.canvas import to_pixels, to_png
+from ika_lightning.protocols import DrawsResults, RunsExample, Tables, TellsTables
 
 PAGE = "report.html"
 
@@ -42,8 +43,6 @@ table { border-collapse: collapse; margin: 1rem 0; }
 td, th { border-bottom: 1px solid #ccc; padding: .2rem .8rem .2rem 0;
 text-align: left; vertical-align: top; } code { background: #f3f3f3; padding: 0 .2rem; }
 """
-
-Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
 class ReportingTrainer(Trainer):
@@ -84,7 +83,7 @@ class ReportingTrainer(Trainer):
         recordings = record_spectra(model.eval()) | watch.recordings
         figures = _figures(model, recordings, watch.batch, int(checkpoint["global_step"]), with_results=not notes)
         facts = _facts(model, checkpoint, ckpt_path, {k: float(v) for k, v in self.callback_metrics.items()})
-        tables: Tables = {"Run": (("", ""), facts), **(_ask(model, "tables") or {})}
+        tables: Tables = {"Run": (("", ""), facts), **(model.tables() if isinstance(model, TellsTables) else {})}
         _write(folder, f"{type(model).__name__} after {checkpoint['global_step']:,} steps", notes, tables, figures)
         print(f"{len(figures)} pictures: {folder / PAGE}")
 
@@ -99,9 +98,10 @@ class _Examples(Callback):
 
     def look(self, model: LightningModule) -> None:
         """Look at a model that has examples of its own."""
-        with torch.no_grad(), Recorder(model) as recorder:
-            _ask(model, "rehearse")
-        self.recordings = recorder.recordings
+        if isinstance(model, RunsExample):
+            with torch.no_grad(), Recorder(model) as recorder:
+                model.run_example()
+            self.recordings = recorder.recordings
 
     def _start(self, model: LightningModule, batch: Any, number: int, count: float) -> None:
         if number == int(count) // 2:
@@ -164,7 +164,7 @@ def _figures(
     model: LightningModule, recordings: Mapping[str, Recording], batch: Any, step: int, with_results: bool
 ) -> dict[str, bytes]:
     """Draw all there is; PNGs by name."""
-    drawing: dict[str, Any] = dict((_ask(model, "pictures") or {}) if with_results else {})
+    drawing: dict[str, Any] = dict(model.pictures() if with_results and isinstance(model, DrawsResults) else {})
     for callback in (AttentionMaps(), LearnedSimilarity(), SpectralDensity(), MagnitudeAndSparsity()):
         for recording in recordings.values():
             names = None if batch is None else names_of(model, batch, recording.name)
@@ -180,12 +180,6 @@ def _restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"])
     model.eval()
-
-
-def _ask(model: LightningModule, name: str) -> Any:
-    """Call a method that a model may have or not."""
-    method = getattr(model, name, None)
-    return None if method is None else method()
 
 
 def _facts(

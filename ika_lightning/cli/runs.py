@@ -29,6 +29,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from ika_lightning.cli.checkpoint import DamagedCheckpoint, known_checkpoints, read_checkpoint, read_config
 from ika_lightning.cli.explain import UsageError
 from ika_lightning.cli.record import differences
+from ika_lightning.internals import version_of
 from ika_lightning.output import OutputError, remove_parts, write_output
 from ika_lightning.trust import check_callbacks, named_places
 
@@ -70,7 +71,7 @@ class Place:
         """
         loggers, checkpoint = file_loggers(trainer), trainer.checkpoint_callback
         roots = dict.fromkeys(_root_of(logger) for logger in loggers)
-        versions = sorted({_folder_name(logger._version) for logger in loggers if logger._version is not None})
+        versions = sorted({_folder_name(version) for logger in loggers if (version := version_of(logger)) is not None})
         if len(versions) > 1:
             raise UsageError(f"--trainer.logger: the loggers of a run have one version, not {' and '.join(versions)}")
         dirpath = checkpoint.dirpath if isinstance(checkpoint, ModelCheckpoint) else None

@@ -1,43 +1,73 @@
-"""What the four tasks share: an attention that checkpoints can name, an optimizer, and the loss of an update.
+"""The life of a task: built when sizes are known, trained, measured, saved, and adapted to other data on purpose.
 
 Whatever number of processes and batches an update is made of, its loss is the mean over all of their samples, and its
 noise is a function of the seed and the place in the training. So a training that was interrupted goes on as if it had
-not been.
+not been, and several processes make the updates of one that accumulates as many batches.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from ika_lightning.attention import attention_kl
+from ika_lightning.data.base import DataModule
+from ika_lightning.data.messages import say
+from ika_lightning.internals import trainer_of
+from ika_lightning.protocols import HasFingerprints
+from ika_lightning.tasks.layers import name_layer
+from ika_lightning.tasks.start import Start, read_checkpoint_file
 from ika_lightning.trust import FromCheckpoint
 
-Data = TypeVar("Data", bound=LightningDataModule)
+__all__ = ["MONITOR", "UNSAVED", "Loss", "Stage", "Task"]
+
+#: What tells how good a model is, the less the better: checkpoints, early stopping and schedulers watch it.
+MONITOR = "val/loss"
+
+#: Arguments of a task that are no hyper-parameters of the model: what trains it, and what it started from.
+UNSAVED = ("optimizer", "scheduler", "init_from")
+
+Data = TypeVar("Data", bound=DataModule)
+Stage = Literal["val", "test"]
 
 
-class Task(FromCheckpoint, LightningModule, ABC):
+class Loss(NamedTuple):
+    """The loss of a training batch, without the regulariser.
+
+    Args:
+        mean: The mean over its samples. The share of one process may have none; it has to be finite all the same.
+        samples: How many these are, or what they weigh together.
+    """
+
+    mean: Tensor
+    samples: Tensor | int
+
+
+class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
     """Base of the tasks.
 
-    A subclass builds its network in ``configure_model``, and returns :meth:`objective` of its loss from
-    ``training_step``.
+    A subclass says what only its data knows (:meth:`read_sizes`), its network (:meth:`build`), its loss, its metrics
+    and how they are measured, and its predictions. Everything else is here.
 
-    Dropout and spectra draw from PyTorch's generator. It is seeded before each training step from the seed that it had
-    when the training began, the epoch, the batch and the process: processes draw different noise, and the noise of a
-    step doesn't depend on what was drawn before.
+    Dropout and spectra draw from PyTorch's generator. It is seeded before each training batch from the seed that it had
+    when the training began, the epoch, and the number of the batch among those of all processes: rank r's batch b of w
+    processes is batch b w + r of one. So processes draw different noise, the same that one process would draw that
+    accumulates as many batches, and the noise of a step doesn't depend on what was drawn before.
+
+    A model that is trained, or that is given ``init_from``, and is fitted on other data adapts to it (:meth:`adapt`),
+    says so in a line, or refuses. To be evaluated on other data, it has to be loaded by the trainer together with them.
 
     Args:
         optimizer: Called with the parameters.
@@ -45,8 +75,16 @@ class Task(FromCheckpoint, LightningModule, ABC):
         kl_weight: Weight of the attention's regulariser in the training loss.
         compile: Compile the network with ``torch.compile`` when training starts. The keys of the state dict stay what
             they are. Testing and predicting are not compiled.
+        init_from: A checkpoint whose weights a new training starts from.
 
     Attributes:
+        net: The network, once sizes are known.
+        data_class: The data module that the task learns from.
+        sizes: Names of the hyper-parameters that only the data knows; a checkpoint has them.
+        optional_sizes: Those of them that may be None all the same.
+        fixed: Those that have to be the data's own for a training to go on.
+        encoding: Names of what the data module has learned on training rows and the weights depend on.
+        headline: The measure that progress bars show.
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
         lr: The learning rate that a ``LearningRateFinder`` has found, in place of the optimizer's own; else None.
 
@@ -54,7 +92,13 @@ class Task(FromCheckpoint, LightningModule, ABC):
         ValueError: If kl_weight is negative.
     """
 
-    net: nn.Module | None
+    net: nn.Module
+    data_class: type[Data]
+    sizes: tuple[str, ...]
+    optional_sizes: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    encoding: tuple[str, ...]
+    headline: str = "loss"
     scheduler_interval: Literal["epoch", "step"] = "epoch"
 
     def __init__(
@@ -63,6 +107,7 @@ class Task(FromCheckpoint, LightningModule, ABC):
         scheduler: LRSchedulerCallable | None = None,
         kl_weight: float = 0.0,
         compile: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if not kl_weight >= 0.0:
@@ -71,26 +116,107 @@ class Task(FromCheckpoint, LightningModule, ABC):
         self.scheduler = scheduler
         self.kl_weight = kl_weight
         self.compiles = compile
+        self.init_from = init_from
         self.lr: float | None = None
-        self.net = None
-        self.train_kl = MeanMetric()
-        self._seed = 0
-        self._weight: Tensor | int = 0  # samples of the batch, on average over the processes
-        self._update_weight: Tensor | int = 0  # and of the batches so far of the update that is being made
+        self.train_loss, self.train_kl = MeanMetric(), MeanMetric()
+        # what the data had learned that the network was trained on; empty if that is not known
+        self._encoding: dict[str, Any] = {}
+        # that of the noise, once a training has begun
+        self._seed: int | None = None
+        # samples of the batch, on average over the processes
+        self._weight: Tensor = torch.zeros(())
+        # and of the batches so far of the update that is being made
+        self._update_weight: Tensor | int = 0
+
+    # --- What a task says ---------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def configure_model(self) -> None:
-        """Build ``self.net``, once the data module has said how wide its input is."""
+    def read_sizes(self, data: Data) -> dict[str, Any] | None:
+        """Return what only the data knows, by the names of :attr:`sizes`; None if it has not learned it either.
 
-    def find_data(self, kind: type[Data]) -> Data | None:
-        """Return the trainer's data module, or None where there is no trainer.
+        Args:
+            data: The data, after its ``setup``.
+        """
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Make the network that the hyper-parameters describe, sizes included."""
+
+    @abstractmethod
+    def make_metrics(self) -> dict[str, Metric]:
+        """Make what is measured in validation and testing, by name."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Loss:
+        """Return the loss of a training batch."""
+
+    @abstractmethod
+    def measure(self, batch: Any, metrics: MetricCollection, stage: Stage) -> None:
+        """Update the metrics with a batch; the share of one process may have no samples.
+
+        Args:
+            batch: The batch.
+            metrics: Those of :meth:`make_metrics`.
+            stage: Whether this is validation or a test.
+        """
+
+    def learned_part(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the part of the state of a data module that has the names of :attr:`encoding`."""
+        return state
+
+    def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
+        """Return what was measured: numbers are logged, everything is shown."""
+        return {name: metric.compute() for name, metric in metrics.items()}
+
+    def show(self, stage: Stage, measured: Mapping[str, Tensor]) -> None:
+        """Show what was measured besides numbers, at the end of a validation or test."""
+
+    def receive(self, data: Data) -> None:
+        """Take from the data what the network answers from, besides weights."""
+
+    def adapt(self, start: Start, data: Data) -> tuple[dict[str, Tensor], str]:
+        """Make the weights of a network that has learned other data fit this task's network for new data.
+
+        Args:
+            start: That network.
+            data: The new data.
+
+        Returns:
+            The weights, without those that start anew; and what was done about it, for a message.
+
+        Raises:
+            ValueError: If that makes no sense.
+        """
+        return dict(start.weights), ""
+
+    # --- Building and loading -----------------------------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why there is no network, where there is none."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "net":
+                raise
+            kind = type(self).__name__
+            raise AttributeError(f"{kind} has no network yet: data or a checkpoint says how large it is") from None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether there is a network."""
+        return any(name == "net" for name, _ in self.named_children())
+
+    @property
+    def data(self) -> Data | None:
+        """The trainer's data module, or None where there is no trainer.
 
         Raises:
             ValueError: If it is of another kind.
         """
-        data = None if self._trainer is None else self.trainer.datamodule  # type: ignore[attr-defined]
-        if data is not None and not isinstance(data, kind):
-            name, wanted = type(self).__name__, kind.__name__
+        trainer = trainer_of(self)
+        data = None if trainer is None else trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and not isinstance(data, self.data_class):
+            name, wanted = type(self).__name__, self.data_class.__name__
             raise ValueError(f"{name} needs {wanted}, got {type(data).__name__}; give --data {wanted}")
         return data
 
@@ -100,10 +226,13 @@ class Task(FromCheckpoint, LightningModule, ABC):
         Raises:
             ValueError: If the processes have read different data; in every process.
         """
-        self._seed = torch.initial_seed()  # a training that goes on takes that of its checkpoint
+        if stage == "fit":
+            # a training that goes on takes that of its checkpoint
+            self._seed = torch.initial_seed()
         if self.trainer.world_size == 1:
             return
-        here = getattr(self.trainer.datamodule, "fingerprints", {})  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        here = dict(data.fingerprints) if isinstance(data, HasFingerprints) else {}
         first = self.trainer.strategy.broadcast(here)
         differing = sorted(part for part in here.keys() | first.keys() if here.get(part) != first.get(part))
         same = self.trainer.strategy.reduce_boolean_decision(not differing, all=True)
@@ -114,40 +243,222 @@ class Task(FromCheckpoint, LightningModule, ABC):
                 f"{what}); give all machines the same files"
             )
 
-    def objective(self, loss: Tensor, samples: Tensor | int, inputs: int | None = None) -> Tensor:
-        """Return the loss of a batch plus the weighted divergence of the attention's spectra from their priors.
+    def configure_model(self) -> None:
+        """Build the network for the data, from what it is to start from; where data knows no sizes, a checkpoint does.
 
-        The average over processes is that of the joint batch, whatever its shares. The divergence is logged unweighted,
-        as ``train/kl``.
+        Raises:
+            ValueError: If a network that has learned other data cannot be adapted to this.
+        """
+        data = self.data
+        trains = data is not None and self.trainer.state.fn == TrainerFn.FITTING
+        sizes = self.read_sizes(data) if data is not None and (trains or not self.is_built) else None
+        if data is not None and sizes is not None:
+            self._build_for(data, sizes, self._find_start(data) if trains else None)
+        elif self.is_built:
+            self._renew_metrics()
+        elif not self._missing_sizes(self.hparams):
+            self._build()
+
+    def _build_for(self, data: Data, sizes: Mapping[str, Any], start: Start | None) -> None:
+        self.hparams.update(sizes)
+        if start is None and self.is_built:
+            self._renew_metrics()
+        else:
+            self._build()
+        if start is not None:
+            self._start_from(start, data)
+        self._encoding = self._encoding_of(data)
+        self.receive(data)
+
+    def _build(self) -> None:
+        self.net = self.build()
+        self._renew_metrics()
+
+    def _renew_metrics(self) -> None:
+        self.val_metrics, self.test_metrics = (
+            MetricCollection(self.make_metrics(), compute_groups=False).to(self.device)  # type: ignore[arg-type]
+            for _ in range(2)
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network as the checkpoint's was, and take the seed of its noise.
+
+        Raises:
+            ValueError: If it is the checkpoint of another task, or was trained on data of other sizes than a training
+                goes on with.
+        """
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
+        sizes = self._sizes_in(saved, "the checkpoint")
+        here = self.read_sizes(self.data) if self.data is not None and self.fixed else None
+        for name in self.fixed if here else ():
+            if here is not None and here[name] != sizes[name]:
+                raise ValueError(
+                    f"the checkpoint was trained with {name}={sizes[name]}, but the data has {name}={here[name]}; give "
+                    "the data that it was trained on, or start a new training from its weights with init_from"
+                )
+        self._seed = checkpoint.get("noise_seed", self._seed)
+        self._encoding = self._encoding_in(checkpoint)
+        other = any(self.hparams[name] != size for name, size in sizes.items())
+        self.hparams.update(sizes)
+        trainer = trainer_of(self)
+        if other and self.is_built and trainer is not None and trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(
+                "the checkpoint was trained on data of other sizes, and this strategy has cut the network into shares "
+                "already; give the data that it was trained on, or one process"
+            )
+        if other or not self.is_built:
+            if trainer is None:
+                self._build()
+                return
+            # as Lightning calls configure_model, so that parameters have the trainer's precision and device
+            with trainer.strategy.tensor_init_context(), trainer.precision_plugin.module_init_context():
+                self._build()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the seed of the noise."""
+        if self._seed is not None:
+            checkpoint["noise_seed"] = self._seed
+
+    def save_arguments(self, *layers: str) -> None:
+        """Turn arguments that Lightning has saved into primitives, so that checkpoints load with ``weights_only=True``.
+
+        From the command line they are primitives already. In Python, a class or a ``functools.partial`` of one is
+        saved by its name and arguments.
 
         Args:
-            loss: Mean over the samples of the batch.
-            samples: How many these are. The share of one process may have none; its loss has to be finite.
-            inputs: How many inputs the divergence is the mean over, if they are not the samples.
+            *layers: Arguments that hold such a class.
         """
-        counted = samples if inputs is None else inputs
-        kl = attention_kl(self)
-        self.train_kl.update(kl.detach(), weight=counted)
-        self.log("train/kl", self.train_kl, on_step=False, on_epoch=True)
-        dtype = torch.promote_types(torch.float32, loss.dtype)
-        counts = torch.stack([torch.as_tensor(n, dtype=dtype, device=self.device) for n in (samples, counted)])
-        means = counts if self._trainer is None else self.trainer.strategy.reduce(counts.clone())  # over the processes
-        self._weight = means[0]
-        share = counts / means
-        return share[0] * loss + share[1] * (self.kl_weight * kl)
+        for name in layers:
+            if not isinstance(self.hparams[name], Mapping):
+                self.hparams[name] = name_layer(self.hparams[name])
+
+    def _missing_sizes(self, hparams: Mapping[str, Any]) -> list[str]:
+        return [name for name in self.sizes if name not in self.optional_sizes and hparams.get(name) is None]
+
+    def _sizes_in(self, saved: Any, source: str) -> dict[str, Any]:
+        missing = self._missing_sizes(saved if isinstance(saved, Mapping) else {})
+        if missing:
+            name = type(self).__name__
+            raise ValueError(f"{source} is not one of {name}: it does not say {', '.join(missing)}")
+        return {name: saved.get(name) for name in self.sizes}
+
+    # --- Other data ---------------------------------------------------------------------------------------------------
+
+    def _find_start(self, data: Data) -> Start | None:
+        """What the network for the data is to start from: a file, itself if it has learned other data, or nothing."""
+        if self.init_from is not None:
+            path, self.init_from = self.init_from, None
+            checkpoint = read_checkpoint_file(path)
+            saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
+            self._sizes_in(saved, f"init_from: {path}")
+            assert saved is not None
+            state = checkpoint["state_dict"].items()
+            weights = {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
+            return Start(path, weights, dict(saved), self._encoding_in(checkpoint))
+        if not self.is_built or self._encoding == self._encoding_of(data):
+            return None
+        weights = {key: value.detach().clone() for key, value in self.net.state_dict().items()}
+        return Start("the model", weights, dict(self.hparams), self._encoding)
+
+    def _start_from(self, start: Start, data: Data) -> None:
+        """Give the network, which was built for the data, the weights that it starts from."""
+        weights, note = dict(start.weights), ""
+        if start.encoding != self._encoding_of(data):
+            weights, note = self.adapt(start, data)
+        own = self.net.state_dict()
+        anew = start.weights.keys() - weights.keys()
+        shapes, there = ({key: tuple(value.shape) for key, value in state.items()} for state in (own, weights))
+        for key in sorted((shapes.keys() | there.keys()) - anew):
+            if shapes.get(key) != there.get(key):
+                different = [
+                    f"{name}={start.hparams[name]!r} (here {value!r})"
+                    for name, value in self.hparams.items()
+                    if name in start.hparams and name not in self.sizes and start.hparams[name] != value
+                ]
+                what = ", ".join(different) or f"{key} of shape {there.get(key)} (here {shapes.get(key)})"
+                raise ValueError(
+                    f"{start.source} has another network, with {what}; give the model the options that it was trained "
+                    "with"
+                )
+        self.net.load_state_dict({**own, **weights})
+        say(f"starting from the weights of {start.source}{note and f': {note}'}")
+
+    def _encoding_of(self, data: Data) -> dict[str, Any]:
+        return self._select_encoding(data.state_dict())
+
+    def _encoding_in(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        # by this name Lightning keeps the state of a data module
+        state = checkpoint.get((self.data_class if self.data is None else type(self.data)).__qualname__)
+        return self._select_encoding(state) if isinstance(state, Mapping) else {}
+
+    def _select_encoding(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        known = self.learned_part(state) if state else {}
+        return {name: known.get(name) for name in self.encoding} if known else {}
+
+    def _check_encoding(self) -> None:
+        """Refuse to be evaluated on data that was encoded by what other training rows have taught.
+
+        Raises:
+            ValueError: If it was.
+        """
+        data = self.data
+        here = {} if data is None else self._encoding_of(data)
+        if here and self._encoding and here != self._encoding:
+            other = ", ".join(name for name in self.encoding if here.get(name) != self._encoding.get(name))
+            raise ValueError(
+                f"the model was trained on data with another {other} than this {type(data).__name__} has learned; give "
+                "the trainer the model's checkpoint (ckpt_path), which brings its own"
+            )
+
+    def on_validation_start(self) -> None:
+        """Check that the data is encoded as the model has learned it."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._check_encoding()
+
+    def on_test_start(self) -> None:
+        """Check that the data is encoded as the model has learned it."""
+        self._check_encoding()
+
+    def on_predict_start(self) -> None:
+        """Check that the data is encoded as the model has learned it."""
+        self._check_encoding()
+
+    # --- Training -----------------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Compile the network, if asked to, and take the learning rate that was found, if one was looked for."""
         if self.lr is not None:
-            self.trainer.strategy.setup_optimizers(self.trainer)  # for the scheduler to start from it as well
+            # for the scheduler to start from it as well
+            self.trainer.strategy.setup_optimizers(self.trainer)
         if self.compiles:
-            assert self.net is not None
-            self.net.compile()  # in place: torch.compile(net) would rename the keys of the state dict
+            # in place: torch.compile(net) would rename the keys of the state dict
+            self.net.compile()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the noise of the step."""
-        place = (self._seed, self.current_epoch, batch_idx, self.global_rank)
+        """Seed the noise of the batch."""
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        place = (self._seed or 0, self.current_epoch, number)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch plus the weighted divergence of the attention's spectra from their priors.
+
+        The average over processes is that of their batches together, each weighted by its samples. The divergence is
+        logged unweighted, as ``train/kl``.
+        """
+        loss, samples = self.loss(batch)
+        kl = attention_kl(self)
+        for name, metric, value in (("loss", self.train_loss, loss), ("kl", self.train_kl, kl)):
+            metric.update(value.detach(), weight=samples)
+            # metrics weigh batches themselves
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True, batch_size=1)
+        count = torch.as_tensor(samples, dtype=torch.promote_types(torch.float32, loss.dtype), device=self.device)
+        trainer = trainer_of(self)
+        # over the processes
+        self._weight = count if trainer is None else trainer.strategy.reduce(count.clone())
+        # all shares of a small batch may be empty
+        share = count / self._weight.clamp_min(torch.finfo(count.dtype).tiny)
+        return share * (loss + self.kl_weight * kl)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Add to the gradient, the batch weighted by its samples."""
@@ -161,90 +472,41 @@ class Task(FromCheckpoint, LightningModule, ABC):
         torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches / self._update_weight)
         self._update_weight = 0
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the noise."""
-        checkpoint["noise_seed"] = self._seed
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the seed of the noise; a subclass builds its network as the checkpoint's was."""
-        self._seed = checkpoint.get("noise_seed", self._seed)
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and the scheduler; one that waits for a plateau watches ``val/loss``."""
+        """Build the optimizer and the scheduler; one that waits for a plateau watches :data:`MONITOR`."""
         optimizer = self.optimizer(self.parameters(), **({} if self.lr is None else {"lr": self.lr}))
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        if self.lr is not None and isinstance(scheduler, OneCycleLR):  # whose highest rate is an argument of its own
+        if self.lr is not None and isinstance(scheduler, OneCycleLR):
+            # whose highest rate is an argument of its own
             scheduler = self.scheduler(optimizer, max_lr=self.lr)  # type: ignore[call-arg]
         if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": MONITOR}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval}}
 
-    def save_hyperparameters_with_attention(self, *names: str) -> None:
-        """Save the subclass's arguments as primitives, so that checkpoints load with ``weights_only=True``.
+    # --- Measuring ----------------------------------------------------------------------------------------------------
 
-        From the command line they are primitives already. In Python, a class or a ``functools.partial`` of one is
-        saved by its name and arguments.
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure a batch of validation data."""
+        self.measure(batch, self.val_metrics, "val")
 
-        Args:
-            *names: Arguments that hold such a class.
-        """
-        frame = sys._getframe(1)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], frame=frame)
-        for name in names:
-            if not isinstance(self.hparams[name], Mapping):
-                self.hparams[name] = name_layer(self.hparams[name])
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Measure a batch of test data."""
+        self.measure(batch, self.test_metrics, "test")
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured, and show it."""
+        self._log_measures("val", self.val_metrics)
 
-def name_layer(factory: Any) -> dict[str, Any]:
-    """Describe a layer class, or a ``functools.partial`` of one, by primitives.
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured, and show it."""
+        self._log_measures("test", self.test_metrics)
 
-    Raises:
-        ValueError: If it is something else, a lambda for instance, which no checkpoint could name.
-
-    Example:
-        >>> from ika_lightning.attention import RBF
-        >>> name_layer(functools.partial(RBF, p=1.5))
-        {'class_path': 'ika_lightning.attention.multihead.RBF', 'init_args': {'p': 1.5}}
-    """
-    parts, arguments = [factory], {}
-    if isinstance(factory, functools.partial):
-        # jsonargparse wraps a class in functions of its own, and passes it to them
-        parts, arguments = [factory.func, *factory.args], factory.keywords
-    layers = [part for part in parts if isinstance(part, type)]
-    if len(layers) != 1 or not all(map(callable, parts)):
-        raise ValueError(
-            "an attention must be a class, or a functools.partial of one with keyword arguments, so that a checkpoint "
-            f"can name it; got {factory!r}"
-        )
-    return {
-        "class_path": f"{layers[0].__module__}.{layers[0].__qualname__}",
-        "init_args": {key: name_layer(value) if callable(value) else value for key, value in arguments.items()},
-    }
-
-
-def find_layer(named: Any) -> Callable[..., Any]:
-    """Return what :func:`name_layer` described; anything callable is returned as it is.
-
-    Classes are looked up among those that are imported already: a checkpoint can't make code run.
-
-    Raises:
-        ValueError: If the class is not imported, or no module of PyTorch.
-
-    Example:
-        >>> find_layer({"class_path": "ika_lightning.attention.RBF", "init_args": {"p": 1.5}})(8, 2).core.p
-        1.5
-    """
-    if callable(named):
-        return named
-    path = named["class_path"]
-    module, _, name = path.rpartition(".")
-    layer = getattr(sys.modules.get(module), name, None)
-    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
-        raise ValueError(f"{path} is no layer that is imported; import the module that defines it first")
-    arguments = named.get("init_args", {})
-    return functools.partial(
-        layer,
-        **{k: find_layer(v) if isinstance(v, Mapping) and "class_path" in v else v for k, v in arguments.items()},
-    )
+    def _log_measures(self, stage: Stage, metrics: MetricCollection) -> None:
+        measured = self.summarise(metrics)
+        metrics.reset()
+        for name, value in measured.items():
+            if value.numel() == 1:
+                self.log(f"{stage}/{name}", value, prog_bar=name == self.headline)
+        self.show(stage, measured)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,23 +10,24 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 
 from ika_lightning.data import RegressionData
 from ika_lightning.data.encoders import RowBatch
+from ika_lightning.data.messages import quoted
 from ika_lightning.models import AttentionFactory, RowTransformer
 from ika_lightning.pictures.results import draw_fit
-from ika_lightning.tasks.base import Task, find_layer
-
-# What only the data knows; it is written to the hyper-parameters, so that a checkpoint is enough to build the model.
-_FROM_DATA = ("num_features", "num_context", "target_mean", "target_std")
+from ika_lightning.protocols import Figures
+from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
+from ika_lightning.tasks.layers import find_layer
+from ika_lightning.tasks.start import Start
 
 # Heads over the rows of a table are narrow, and learn more from the paper's estimator than beside an exact part. A name
 # is what a configuration can show.
 _ATTENTION = {"class_path": "ika_lightning.attention.MIKAN", "init_args": {"init": "rbf"}}
 
 
-class Regression(Task):
+class Regression(Task[RegressionData]):
     r"""Predict a number for each row of a table; rows attend to the training rows.
 
     Each row attends to a context of training rows and to nothing else, so a prediction never depends on what else is
@@ -53,6 +54,8 @@ class Regression(Task):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
         compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
+        init_from: A checkpoint whose weights a new training starts from; the columns have to be those that it was
+            trained on, context and scale are those of the new table.
         num_features: Number of features of a row. This and the rest are taken from the data.
         num_context: Number of rows in the context.
         target_mean: Mean of the target over the training rows.
@@ -67,8 +70,13 @@ class Regression(Task):
         >>> trainer.fit(Regression(MIKAN, width=16, depth=1, num_heads=2), RegressionData("airline_passengers"))
     """
 
-    net: RowTransformer | None
+    net: RowTransformer
     context: Tensor
+    data_class = RegressionData
+    sizes = ("num_features", "num_context", "target_mean", "target_std")
+    fixed = ("num_features",)
+    encoding = ("target", "target_mean", "target_std", "columns")
+    headline = "rmse"
 
     def __init__(
         self,
@@ -83,146 +91,136 @@ class Regression(Task):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
+        init_from: str | None = None,
         num_features: int | None = None,
         num_context: int | None = None,
         target_mean: float | None = None,
         target_std: float | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight, compile)
+        super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
         self.query_fraction = query_fraction
-        self.save_hyperparameters_with_attention("attention")
+        self.save_hyperparameters(ignore=UNSAVED)
+        self.save_arguments("attention")
         self.attention = find_layer(attention)
-        self.train_loss = MeanSquaredError()
-        self.val_metrics, self.test_metrics = _metrics(), _metrics()
-        self._answers: list[tuple[Tensor, Tensor, Tensor]] = []  # of the last validation: rows, answers, truth
+        # of the last validation: rows, answers, truth
+        self._answers: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def configure_model(self) -> None:
-        """Build the network for the data; without data (in prediction) the checkpoint says how."""
-        if self.net is not None:
-            return
-        data = self.find_data(RegressionData)
-        context = data.context if data is not None and data.has_context else None
-        if data is not None and context is not None:
-            self.hparams.update(
-                num_features=context.size(1),
-                num_context=context.size(0),
-                target_mean=data.target_mean,
-                target_std=data.target_std,
-            )
-        if self.hparams["num_features"] is not None:
-            self._build()
-        if context is not None:
-            self.context.copy_(context)
+    def read_sizes(self, data: RegressionData) -> dict[str, Any] | None:
+        """Return the sizes of the training rows, and the scale of their target."""
+        if not data.has_context:
+            return None
+        num_context, num_features = data.context.shape
+        return {
+            "num_features": num_features,
+            "num_context": num_context,
+            "target_mean": data.target_mean,
+            "target_std": data.target_std,
+        }
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network as the checkpoint's was."""
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        if any(saved.get(name) is None for name in _FROM_DATA):
-            raise ValueError("the checkpoint is not one of Regression: it does not say " + ", ".join(_FROM_DATA))
-        features = self.hparams["num_features"]
-        if self.net is not None and features != saved["num_features"]:
+    def learned_part(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state of the encoder; how new rows are read does not change what the weights mean."""
+        return state.get("encoder", {})
+
+    def build(self) -> RowTransformer:
+        """Make the network, and room for its context."""
+        sizes = self.hparams
+        context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
+        self.register_buffer("context", context)
+        return RowTransformer(
+            sizes["num_features"],
+            width=sizes["width"],
+            depth=sizes["depth"],
+            num_heads=sizes["num_heads"],
+            attention=self.attention,
+            ffn_width=sizes["ffn_width"],
+            dropout=sizes["dropout"],
+        )
+
+    def receive(self, data: RegressionData) -> None:
+        """Take the context: features of training rows."""
+        context = data.context
+        self.context = torch.empty(context.shape, device=self.device).copy_(context)
+
+    def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:
+        """Keep all weights, for a table of the same columns."""
+        there, here = (
+            [(column["name"], column.get("categories")) for column in state.get("columns") or ()]
+            for state in (start.encoding, self._encoding_of(data))
+        )
+        if there != here or start.hparams["num_features"] != self.hparams["num_features"]:
             raise ValueError(
-                f"the checkpoint was trained on {saved['num_features']} features, but the data has {features}; "
-                "evaluate it on data with the same columns"
+                f"{start.source} was trained on {start.hparams['num_features']} features ({_columns(there)}), but this "
+                f"table has {self.hparams['num_features']} ({_columns(here)}); give a table of the same columns and "
+                "categories, or train anew"
             )
-        self.hparams.update({name: saved[name] for name in _FROM_DATA})
-        self._build()
+        return dict(start.weights), "with the context and the scale of the new table"
 
     def forward(self, rows: Tensor) -> Tensor:
         """Predict the standardised target of standardised rows (r, num_features), from the context; returns (r,)."""
-        assert self.net is not None
         answers: Tensor = self.net(self.context, rows)
         return answers
 
-    def training_step(self, batch: RowBatch, batch_idx: int) -> Tensor:
+    def loss(self, batch: RowBatch) -> Loss:
         """Return the loss of the first rows of a batch, which is in random order, with the others as context."""
-        assert self.net is not None
         asking = max(1, int(self.query_fraction * len(batch.target)))
         answers, target = self.net(batch.features[asking:], batch.features[:asking]), batch.target[:asking]
-        self.train_loss.update(answers.detach(), target)
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return self.objective(F.mse_loss(answers, target), len(target))
+        return Loss(F.mse_loss(answers, target), len(target))
 
-    def validation_step(self, batch: RowBatch, batch_idx: int) -> None:
-        """Measure a batch of validation rows."""
-        answers = self._measure(self.val_metrics, batch)
-        if batch_idx == 0:
-            self._answers = []
-        self._answers.append((batch.row, answers, batch.target))
+    def make_metrics(self) -> dict[str, Metric]:
+        """Make the errors, on the standardised scale."""
+        return {
+            "loss": MeanSquaredError(),
+            "rmse": MeanSquaredError(squared=False),
+            "mae": MeanAbsoluteError(),
+            "r2": R2Score(),
+        }
 
-    def test_step(self, batch: RowBatch, batch_idx: int) -> None:
-        """Measure a batch of test rows."""
-        self._measure(self.test_metrics, batch)
+    def measure(self, batch: RowBatch, metrics: MetricCollection, stage: Stage) -> None:
+        """Measure the rows of a batch."""
+        # the share of one process may have none
+        if not len(batch.target):
+            return
+        answers = self(batch.features)
+        metrics.update(answers, batch.target)
+        if stage == "val":
+            self._answers.append((batch.row, answers, batch.target))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log what was measured."""
-        self._log_metrics("val", self.val_metrics)
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was answered in the validation before."""
+        self._answers = []
 
-    def on_test_epoch_end(self) -> None:
-        """Log what was measured."""
-        self._log_metrics("test", self.test_metrics)
+    def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
+        """Return the errors in the target's own units, and R2 if there are two rows."""
+        rows = self.trainer.strategy.reduce(metrics["r2"].total.clone(), reduce_op="sum")  # type: ignore[operator]
+        units = {"rmse": self.hparams["target_std"], "mae": self.hparams["target_std"]}
+        return {
+            name: metric.compute() * units.get(name, 1.0)
+            for name, metric in metrics.items()
+            if name != "r2" or rows >= 2
+        }
 
     def predict_step(self, batch: RowBatch, batch_idx: int) -> Tensor:
         """Return predictions in the target's own units, float64 (r,): a large mean must not cost digits."""
-        scaled: Tensor = self(batch.features).cpu().double()
-        in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled
-        return in_units
+        return self._in_units(self(batch.features))
 
-    def pictures(self) -> dict[str, Callable[[], Any]]:
+    def pictures(self) -> Figures:
         """Return what can be drawn of the last validation; in distributed training, of this process's rows."""
-        data = self.find_data(RegressionData)
-        if data is None or not self._answers:
+        if self.data is None or not self._answers:
             return {}
-        row, *scaled = (torch.cat(parts).cpu() for parts in zip(*self._answers, strict=True))
-        answers, target = (self.hparams["target_mean"] + self.hparams["target_std"] * x.double() for x in scaled)
-        return {"results/fit": partial(draw_fit, row, answers, target, data.target_name)}
+        row, answers, target = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
+        units = self._in_units(answers), self._in_units(target)
+        return {"results/fit": partial(draw_fit, row.cpu(), *units, self.data.target_name)}
 
-    def rehearse(self) -> Tensor:
-        """Answer for the rows of the context, which a checkpoint has: what can be watched without any data."""
+    def run_example(self) -> Tensor:
+        """Answer for a row of the context, which a checkpoint has."""
         return self(self.context[-1:])
 
-    def _build(self) -> None:
-        sizes = self.hparams
-        if self.net is None:
-            self.net = RowTransformer(
-                sizes["num_features"],
-                width=sizes["width"],
-                depth=sizes["depth"],
-                num_heads=sizes["num_heads"],
-                attention=self.attention,
-                ffn_width=sizes["ffn_width"],
-                dropout=sizes["dropout"],
-            )
-        context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
-        self.register_buffer("context", context)
-
-    def _measure(self, metrics: MetricCollection, batch: RowBatch) -> Tensor:
-        """Update the metrics with a batch, and return its predictions."""
-        if not len(batch.target):  # the share of one process may have none
-            return batch.target
-        answers = self(batch.features)
-        metrics.update(answers, batch.target)
-        return answers
-
-    def _log_metrics(self, stage: str, metrics: MetricCollection) -> None:
-        """Log the errors in the target's own units: they were measured on the standardised scale."""
-        rows = self.trainer.strategy.reduce(metrics["r2"].total.clone(), reduce_op="sum")  # type: ignore[operator]
-        for name, metric in metrics.items():
-            if name == "r2" and rows < 2:
-                continue
-            unit = self.hparams["target_std"] if name in ("rmse", "mae") else 1.0
-            self.log(f"{stage}/{name}", metric.compute() * unit, prog_bar=name == "rmse")
-        metrics.reset()
+    def _in_units(self, scaled: Tensor) -> Tensor:
+        in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled.cpu().double()
+        return in_units
 
 
-def _metrics() -> MetricCollection:
-    metrics = {
-        "loss": MeanSquaredError(),
-        "rmse": MeanSquaredError(squared=False),
-        "mae": MeanAbsoluteError(),
-        "r2": R2Score(),
-    }
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]
+def _columns(columns: list[tuple[str, Any]]) -> str:
+    return quoted([name for name, _ in columns]) or "unknown"

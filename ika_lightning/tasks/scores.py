@@ -5,12 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
+
+from ika_lightning.internals import corpus_statistics, score_of_statistics
 
 # How sacreBLEU's tokenizers are called that cut up what has no blanks between words, by language.
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", **dict.fromkeys(("th", "lo", "km", "my", "bo"), "char")}
@@ -100,8 +101,7 @@ class CorpusScore(Metric):
 
     def compute(self) -> Tensor:
         """Return the score of all sentences so far."""
-        score: Any = self.scorer._compute_score_from_stats(self.statistics.tolist())
-        return torch.tensor(score.score, dtype=torch.float64)
+        return torch.tensor(score_of_statistics(self.scorer, self.statistics.tolist()), dtype=torch.float64)
 
     @property
     def signature(self) -> str:
@@ -109,4 +109,4 @@ class CorpusScore(Metric):
         return str(self.scorer.get_signature())
 
     def _count(self, hypotheses: Sequence[str], references: Sequence[str]) -> Tensor:
-        return torch.tensor(self.scorer._extract_corpus_statistics(hypotheses, [references])).sum(0)
+        return torch.tensor(corpus_statistics(self.scorer, hypotheses, references)).sum(0)

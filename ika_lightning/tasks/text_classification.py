@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -11,24 +11,24 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from ika_lightning.attention import MIKAN
 from ika_lightning.data import TextClassificationData
+from ika_lightning.data.messages import quoted
 from ika_lightning.data.text_classification import TextBatch
 from ika_lightning.data.vectors import read_vectors
 from ika_lightning.models import AttentionFactory, TextClassifier
 from ika_lightning.models.text import Pooling
 from ika_lightning.pictures.results import draw_confusion
-from ika_lightning.tasks.base import Task, find_layer
+from ika_lightning.protocols import Figures
+from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
+from ika_lightning.tasks.layers import find_layer
+from ika_lightning.tasks.start import Start, carry_rows, read_words
 
-# What only data and vectors know; it is written to the hyper-parameters, so that a checkpoint is enough to build the
-# model.
-_FROM_DATA = ("num_tokens", "classes", "embed_dim")
 
-
-class TextClassification(Task):
+class TextClassification(Task[TextClassificationData]):
     r"""Tell the class of a text.
 
     The loss is the cross entropy, with ``label_smoothing`` and ``class_weights``, plus ``kl_weight`` times the
@@ -60,23 +60,32 @@ class TextClassification(Task):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
         compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
+        init_from: A checkpoint whose weights a new training starts from. The vocabulary is that of the new texts; words
+            that both know keep their vectors, and for other classes the classifier starts anew.
         num_tokens: Number of tokens. This and the classes are taken from the data.
         classes: Names of the classes.
 
     Raises:
-        ValueError: If label_smoothing is not in [0, 1), or a class weight is not positive.
+        ValueError: If label_smoothing is not in [0, 1), a class weight is not positive, or both vectors and init_from
+            are given.
 
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from ika_lightning.data import TextClassificationData
+    from ika_lightning.data.messages import quoted
         >>> trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         ...                   enable_model_summary=False)
         >>> data = TextClassificationData("languages", unit="subword", vocab_size=500)
         >>> trainer.fit(TextClassification(MIKAN, width=16, depth=1, num_heads=2), data)
     """
 
-    net: TextClassifier | None
-    weights: Tensor | None
+    net: TextClassifier
+    data_class = TextClassificationData
+    # the width of word vectors is that of their file
+    sizes = ("num_tokens", "classes", "embed_dim")
+    optional_sizes = ("embed_dim",)
+    encoding = ("tokenizer", "classes")
+    headline = "accuracy"
 
     def __init__(
         self,
@@ -99,107 +108,42 @@ class TextClassification(Task):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         compile: bool = False,
+        init_from: str | None = None,
         num_tokens: int | None = None,
         classes: list[str] | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight, compile)
+        super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}")
         if isinstance(class_weights, list) and not all(weight > 0.0 for weight in class_weights):
             raise ValueError(f"class_weights must all be positive, got {class_weights}")
-        self.save_hyperparameters_with_attention("attention")
+        if vectors is not None and init_from is not None:
+            raise ValueError(f"vectors={vectors!r} and init_from={init_from!r} both say how words start; leave out one")
+        self.save_hyperparameters(ignore=UNSAVED)
+        self.save_arguments("attention")
         self.attention = find_layer(attention)
         self.vectors, self.class_weights, self.label_smoothing = vectors, class_weights, label_smoothing
-        self.register_buffer("weights", None, persistent=False)
-        self._confusion: Tensor | None = None  # of the last validation
-        self.train_loss = MeanMetric()
+        # of the classes, once a training has begun; no buffer, which averages of weights would have to know before
+        self.weights: Tensor | None = None
+        # rows of the vocabulary, and their vectors, for a network that is about to be built
+        self._vectors: tuple[Tensor, Tensor] | None = None
+        # of the last validation
+        self._confusion: Tensor | None = None
 
-    def configure_model(self) -> None:
-        """Build the network for the data; without data (in prediction) the checkpoint says how."""
-        if self.net is not None:
-            return
-        data = self.find_data(TextClassificationData)
-        if data is not None and data.has_training_texts:
-            self.hparams.update(num_tokens=data.vocab_size, classes=data.classes)
-            if self.trainer.training:
-                self.weights = self._weigh_classes(data)
-                if self.vectors is not None:
-                    self._start_from_vectors(data)
-                    return
-        if self.hparams["num_tokens"] is not None:
-            self._build()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the network as the checkpoint's was."""
-        super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        if any(saved.get(name) is None for name in ("num_tokens", "classes")):
-            raise ValueError("the checkpoint is not one of TextClassification: it does not say num_tokens and classes")
-        sizes = {name: saved[name] for name in _FROM_DATA}
-        # a training that goes on takes the vocabulary of the checkpoint, too
-        if self.net is None or any(self.hparams[name] != size for name, size in sizes.items()):
-            self.hparams.update(sizes)
-            self._build()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits of the classes: tokens (b, n), padded with 0, -> (b, c)."""
-        assert self.net is not None
-        logits: Tensor = self.net(tokens)
-        return logits
-
-    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss = F.cross_entropy(
-            self(batch.tokens), batch.label, weight=self.weights, label_smoothing=self.label_smoothing
-        )
-        samples = len(batch.label) if self.weights is None else self.weights[batch.label].sum()
-        self.train_loss.update(loss.detach(), weight=samples)
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        return self.objective(loss, samples, inputs=len(batch.label))
-
-    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Measure a batch of validation texts."""
-        self._measure(self.val_metrics, batch)
-
-    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Measure a batch of test texts."""
-        self._measure(self.test_metrics, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what was measured, and put the confusion matrix into TensorBoard."""
-        confusion = self._confusion = self._log_metrics("val", self.val_metrics)
-        if isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
-            table = describe_confusion(confusion, self.hparams["classes"])
-            self.logger.experiment.add_text("val/confusion", table, self.global_step - 1)
-
-    def on_test_epoch_end(self) -> None:
-        """Log what was measured, and print the confusion matrix."""
-        confusion = self._log_metrics("test", self.test_metrics)
-        if self.trainer.test_loop.verbose:
-            self.print(describe_confusion(confusion, self.hparams["classes"]))
-
-    def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
-        """Return the probabilities of the classes, (b, c)."""
-        return self(batch.tokens).softmax(-1)
-
-    def pictures(self) -> dict[str, Callable[[], Any]]:
-        """Return what can be drawn of the last validation."""
-        if self._confusion is None:
-            return {}
-        return {"results/confusion": partial(draw_confusion, self._confusion.cpu(), self.hparams["classes"])}
-
-    def attention_names(self, batch: TextBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
-        """Name what attends and what is attended to: the tokens of each text."""
-        data = self.find_data(TextClassificationData)
-        if data is None:
+    def read_sizes(self, data: TextClassificationData) -> dict[str, Any] | None:
+        """Return vocabulary and classes of the training texts, and the width of word vectors that a file brings."""
+        if not data.has_training_texts:
             return None
-        first = ["<cls>"] if self.hparams["pooling"] == "cls" else []
-        names = [first + data.tokenizer.names([token for token in text if token]) for text in batch.tokens.tolist()]
-        return names, names
+        sizes: dict[str, Any] = {"num_tokens": data.vocab_size, "classes": data.classes}
+        if self.vectors is not None and self.trainer.training and not self.is_built:
+            self._vectors = self._read_vectors(self.vectors, data)
+            sizes["embed_dim"] = self._vectors[1].size(1)
+        return {"embed_dim": self.hparams["embed_dim"], **sizes}
 
-    def _build(self) -> None:
+    def build(self) -> TextClassifier:
+        """Make the network, with the word vectors that were read for it."""
         sizes = self.hparams
-        self.net = TextClassifier(
+        net = TextClassifier(
             sizes["num_tokens"],
             len(sizes["classes"]),
             width=sizes["width"],
@@ -214,27 +158,104 @@ class TextClassification(Task):
             embed_dropout=sizes["embed_dropout"],
             word_dropout=sizes["word_dropout"],
         )
-        self.net.embed.weight.requires_grad_(not sizes["freeze_vectors"])
-        self.val_metrics, self.test_metrics = (_metrics(len(sizes["classes"])) for _ in range(2))
+        net.embed.weight.requires_grad_(not sizes["freeze_vectors"])
+        if self._vectors is not None:
+            found, vectors = self._vectors
+            with torch.no_grad():
+                net.embed.weight[found] = vectors.to(net.embed.weight)
+            self._vectors = None
+        return net
 
-    def _start_from_vectors(self, data: TextClassificationData) -> None:
-        """Build the network with word vectors of the file."""
-        assert self.vectors is not None
+    def adapt(self, start: Start, data: TextClassificationData) -> tuple[dict[str, Tensor], str]:
+        """Keep the vectors of words that both vocabularies have, and the classifier if the classes are the same."""
+        known = read_words(start, "tokenizer")
+        words, weights = data.tokenizer.words, dict(start.weights)
+        if weights["embed.weight"].shape[1:] == self.net.embed.weight.shape[1:]:
+            weights["embed.weight"], shared = carry_rows(weights["embed.weight"], known, self.net.embed.weight, words)
+            note = f"{shared} of the {len(words)} tokens of the new vocabulary keep their vectors"
+        if start.hparams["classes"] != data.classes:
+            weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
+            note += f", and the classifier starts anew, for the classes {quoted(data.classes)}"
+        return weights, note
+
+    def on_train_start(self) -> None:
+        """Weigh the classes of the training texts, whose order a checkpoint may have said."""
+        assert self.data is not None
+        weights = self._weigh_classes(self.data)
+        self.weights = None if weights is None else weights.to(self.device, self.net.head.weight.dtype)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits of the classes: tokens (b, n), padded with 0, -> (b, c)."""
+        logits: Tensor = self.net(tokens)
+        return logits
+
+    def loss(self, batch: TextBatch) -> Loss:
+        """Return the loss of a batch, whose samples weigh what their classes do."""
+        loss = F.cross_entropy(
+            self(batch.tokens), batch.label, weight=self.weights, label_smoothing=self.label_smoothing
+        )
+        return Loss(loss, len(batch.label) if self.weights is None else self.weights[batch.label].sum())
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Make what is measured of texts."""
+        num_classes = len(self.hparams["classes"])
+        return {
+            "loss": MeanMetric(),
+            "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            "f1": MulticlassF1Score(num_classes, average="macro"),
+            "confusion": MulticlassConfusionMatrix(num_classes),
+        }
+
+    def measure(self, batch: TextBatch, metrics: MetricCollection, stage: Stage) -> None:
+        """Measure a batch of texts."""
+        # the share of one process may have none
+        if not len(batch.label):
+            return
+        logits = self(batch.tokens)
+        metrics["loss"].update(F.cross_entropy(logits, batch.label, reduction="none"))
+        for name in ("accuracy", "f1", "confusion"):
+            metrics[name].update(logits.argmax(-1), batch.label)
+
+    def show(self, stage: Stage, measured: Mapping[str, Tensor]) -> None:
+        """Put the confusion matrix of validation into TensorBoard, and print that of a test."""
+        confusion = measured["confusion"]
+        table = describe_confusion(confusion, self.hparams["classes"])
+        if stage == "val":
+            self._confusion = confusion
+            if isinstance(self.logger, TensorBoardLogger) and not self.trainer.sanity_checking:
+                self.logger.experiment.add_text("val/confusion", table, self.global_step - 1)
+        elif self.trainer.test_loop.verbose:
+            self.print(table)
+
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Return the probabilities of the classes, (b, c)."""
+        return self(batch.tokens).softmax(-1)
+
+    def pictures(self) -> Figures:
+        """Return what can be drawn of the last validation."""
+        if self._confusion is None:
+            return {}
+        return {"results/confusion": partial(draw_confusion, self._confusion.cpu(), self.hparams["classes"])}
+
+    def attention_names(self, batch: TextBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to: the tokens of each text."""
+        if self.data is None:
+            return None
+        tokenizer, first = self.data.tokenizer, ["<cls>"] if self.hparams["pooling"] == "cls" else []
+        names = [first + tokenizer.names([token for token in text if token]) for text in batch.tokens.tolist()]
+        return names, names
+
+    def _read_vectors(self, file: str, data: TextClassificationData) -> tuple[Tensor, Tensor]:
+        """Read vectors of words of the vocabulary, and which these are."""
         if data.unit != "word":
             raise ValueError(f"vectors are of words, not of a vocabulary with unit={data.unit!r}; use --data.unit word")
         words = data.tokenizer.words
-        found, vectors = read_vectors(self.vectors, words)
+        found, vectors = read_vectors(file, words)
         width = vectors.size(1)
         if self.hparams["embed_dim"] not in (None, width):
-            raise ValueError(
-                f"{self.vectors} has {width} numbers a word, embed_dim={self.hparams['embed_dim']}; leave it out"
-            )
-        self.hparams["embed_dim"] = width
-        self._build()
-        assert self.net is not None
-        with torch.no_grad():
-            self.net.embed.weight[found] = vectors
-        self.print(f"{self.vectors} has {len(found)} of the {len(words)} words ({len(found) / len(words):.1%})")
+            raise ValueError(f"{file} has {width} numbers a word, embed_dim={self.hparams['embed_dim']}; leave it out")
+        self.print(f"{file} has {len(found)} of the {len(words)} words ({len(found) / len(words):.1%})")
+        return found, vectors
 
     def _weigh_classes(self, data: TextClassificationData) -> Tensor | None:
         if self.class_weights is None:
@@ -248,23 +269,6 @@ class TextClassification(Task):
                 f"{self.class_weights}"
             )
         return torch.tensor(self.class_weights)
-
-    def _measure(self, metrics: MetricCollection, batch: TextBatch) -> None:
-        if not len(batch.label):  # the share of one process may have none
-            return
-        logits = self(batch.tokens)
-        metrics["loss"].update(F.cross_entropy(logits, batch.label, reduction="none"))
-        for name in ("accuracy", "f1", "confusion"):
-            metrics[name].update(logits.argmax(-1), batch.label)
-
-    def _log_metrics(self, stage: str, metrics: MetricCollection) -> Tensor:
-        """Log what was measured, but the confusion matrix, which is returned."""
-        measured = metrics.compute()
-        metrics.reset()
-        confusion: Tensor = measured.pop("confusion")
-        for name, value in measured.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "accuracy")
-        return confusion
 
 
 def describe_confusion(counts: Tensor, classes: list[str]) -> str:
@@ -295,13 +299,3 @@ def describe_confusion(counts: Tensor, classes: list[str]) -> str:
             if wrong[true, predicted]:
                 rows.append([classes[true], classes[predicted], str(wrong[true, predicted].item())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    metrics = {
-        "loss": MeanMetric(),
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "f1": MulticlassF1Score(num_classes, average="macro"),
-        "confusion": MulticlassConfusionMatrix(num_classes),
-    }
-    return MetricCollection(metrics, compute_groups=False)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from ika_lightning.attention import MIKAN, RBF, ExplicitKernel, MaternKernel
 from ika_lightning.tasks import Regression
-from ika_lightning.tasks.base import find_layer, name_layer
+from ika_lightning.tasks.layers import find_layer, name_layer
 
 
 class TestNames:

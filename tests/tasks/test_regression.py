@@ -151,7 +151,7 @@ class TestCheckpoint:
     def test_other_columns_are_refused(self, trained, table, tmp_path):
         _, _, path = trained
         untrained, other = Regression(functools.partial(MIKAN, p=1.8), **SMALL), data(table, drop=["b"])
-        with pytest.raises(ValueError, match="trained on 2 features, but the data has 1"):
+        with pytest.raises(ValueError, match="trained with num_features=2, but the data has num_features=1; give"):
             trainer(tmp_path).test(untrained, other, ckpt_path=path, weights_only=True)
 
     def test_a_foreign_one_is_refused(self):

@@ -206,7 +206,7 @@ class TestCheckpoint:
         assert more.vocab_size == on.net.embed.num_embeddings == size
 
     def test_a_foreign_one_is_refused(self):
-        with pytest.raises(ValueError, match="not one of TextClassification: it does not say num_tokens and classes"):
+        with pytest.raises(ValueError, match="not one of TextClassification: it does not say num_tokens, classes"):
             TextClassification().on_load_checkpoint({"state_dict": {}})
 
 

@@ -1,0 +1,105 @@
+"""What a model, a batch or a data module may offer beyond what Lightning asks for.
+
+All of it is optional, and nothing has to be inherited: an object offers what it has the methods of. Callbacks and
+reports ask by ``isinstance``, and do without where there is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "CountsUnits",
+    "DrawsResults",
+    "Figures",
+    "HasFingerprints",
+    "NamesAttention",
+    "RunsExample",
+    "Tables",
+    "TellsTables",
+    "WritesPredictions",
+]
+
+#: Pictures by the name that they are shown under; a picture is drawn when it is called.
+Figures = Mapping[str, Callable[[], "Figure"]]
+
+#: Tables by their titles: a header, and rows.
+Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+
+@runtime_checkable
+class DrawsResults(Protocol):
+    """A model that can draw what it answered.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> isinstance(Regression(), DrawsResults), isinstance(3, DrawsResults)
+        (True, False)
+    """
+
+    def pictures(self) -> Figures:
+        """Return what can be drawn of the last validation."""
+
+
+@runtime_checkable
+class TellsTables(Protocol):
+    """A model that can tell in words what it answered."""
+
+    def tables(self) -> Tables:
+        """Return what can be told of the last validation."""
+
+
+@runtime_checkable
+class NamesAttention(Protocol):
+    """A model that knows what its attention layers look at."""
+
+    def attention_names(self, batch: Any, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
+        """Name what attends and what is attended to.
+
+        Args:
+            batch: The batch that the layer saw.
+            layer: Where in the model the layer is.
+
+        Returns:
+            Two lists, for queries and for keys: the names of each sequence of the batch, without padding; or of the one
+            graph. None where there are no names.
+        """
+
+
+@runtime_checkable
+class RunsExample(Protocol):
+    """A model whose checkpoint holds examples: its attention can be watched without any data."""
+
+    def run_example(self) -> Any:
+        """Answer for examples of its own."""
+
+
+@runtime_checkable
+class CountsUnits(Protocol):
+    """A batch that knows what it holds."""
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        """How many of each unit there are, such as ``{"texts": 64, "tokens": 812}``: numbers or scalar tensors."""
+
+
+@runtime_checkable
+class WritesPredictions(Protocol):
+    """A data module that knows how predictions for its rows are written."""
+
+    def write_predictions(self, path: str | Path, predictions: Any) -> None:
+        """Write the predictions of all batches, one after another: a tensor, or a list."""
+
+
+@runtime_checkable
+class HasFingerprints(Protocol):
+    """A data module that can tell whether another has read the same."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """A SHA-256 of each part that was read."""

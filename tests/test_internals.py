@@ -1,0 +1,112 @@
+"""What other libraries do not promise is still there: each test fails when one of them changes."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from sacrebleu.metrics import BLEU, CHRF
+from torchmetrics import MeanMetric
+
+from ika_lightning import internals
+from ika_lightning.attention import RBF
+from ika_lightning.cli.logs import Metrics
+from ika_lightning.models import AttentionFactory
+
+
+def trainer(**options: Any) -> Trainer:
+    return Trainer(accelerator="cpu", **{"logger": False, "enable_checkpointing": False, **options})
+
+
+def test_a_module_knows_its_trainer() -> None:
+    model = LightningModule()
+    assert internals.trainer_of(model) is None
+    model.trainer = owner = trainer()
+    assert internals.trainer_of(model) is owner
+
+
+def test_the_state_of_the_loops() -> None:
+    """One step later, but for the batch that was fetched, it is what it was before it."""
+
+    class Watched(BoringModel):
+        states: list[dict[str, Any]] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.states.append(self.trainer.fit_loop.state_dict())
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.states.append(self.trainer.fit_loop.state_dict())
+
+    model = Watched()
+    fit = trainer(max_steps=3, limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False)
+    fit.fit(model)
+    # the end of the first batch, and the beginning of the second
+    before, after = model.states[1]["epoch_loop.batch_progress"], model.states[2]
+    assert after["epoch_loop.batch_progress"]["current"]["ready"] == before["current"]["ready"] + 1
+    internals.end_of_batch_before(after)
+    assert after["epoch_loop.batch_progress"]["current"]["ready"] == before["current"]["ready"]
+    assert isinstance(fit.fit_loop._restarting, bool) and not internals.is_requeued(fit)
+    internals.finish_schedulers(fit)
+    assert fit.fit_loop._restarting is False
+
+
+def test_a_metric_counts_its_updates() -> None:
+    metric = MeanMetric()
+    assert not metric.update_called
+    internals.mark_updated(metric)
+    assert metric.update_called
+
+
+@pytest.mark.parametrize(("most", "shown"), [(7, "Epoch 5/6"), (-1, "Epoch 5")])
+def test_the_progress_bar_tells_the_last_epoch_if_there_is_one(most: int, shown: str) -> None:
+    pytest.importorskip("rich", reason="without it, Lightning's other bar tells no last epoch")
+    bar = internals.EpochProgressBar()
+    bar.setup(trainer(max_epochs=most), LightningModule(), "fit")
+    assert bar._get_train_description(5).rstrip() == shown
+
+
+def test_loggers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board, table = TensorBoardLogger(tmp_path, name=None), CSVLogger(tmp_path, name=None)
+    for logger in (board, table):
+        assert internals.version_of(logger) is None
+        internals.set_version(logger, 7)
+        assert internals.version_of(logger) == 7 and logger.log_dir.endswith("version_7")
+    internals.purge_from(board, 3)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.__init__", lambda *_, **options: given.update(options))
+    assert board.experiment is not None and given["purge_step"] == 3
+    writer = Metrics(table.log_dir, 0)
+    internals.use_writer(table, writer)
+    assert table.experiment is writer
+
+
+def test_the_finder_of_batch_sizes() -> None:
+    assert internals.argument_of_finder(BatchSizeFinder(batch_arg_name="batch_tokens")) == "batch_tokens"
+
+
+def test_options_of_a_parser() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--width", type=int)
+    assert "width" in internals.option_names(parser)
+
+
+def test_what_jsonargparse_makes_of_a_class_that_is_called_later() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attention", type=AttentionFactory)
+    made = parser.instantiate(parser.parse_args(["--attention=RBF", "--attention.p=1.5"])).attention
+    layer, arguments = internals.unwrap_factory(made)
+    assert layer is RBF and arguments["p"] == 1.5
+    assert internals.unwrap_factory(functools.partial(RBF, 8)) == (None, {})
+
+
+@pytest.mark.parametrize("scorer", [BLEU(), CHRF()])
+def test_scores_of_counts(scorer: Any) -> None:
+    written, references = ["Two dogs run .", "a cat"], ["Two dogs run in the snow .", "the cat"]
+    counts = torch.tensor(internals.corpus_statistics(scorer, written, references)).sum(0).tolist()
+    assert internals.score_of_statistics(scorer, counts) == scorer.corpus_score(written, [references]).score > 0
