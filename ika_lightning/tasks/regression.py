@@ -103,7 +103,7 @@ class Regression(Task):
         if self.net is not None:
             return
         data = self.find_data(RegressionData)
-        context = data.context if data is not None and data.has_context else None
+        context = data.context if data is not None and data.has_training_data else None
         if data is not None and context is not None:
             self.hparams.update(
                 num_features=context.size(1),

@@ -119,7 +119,7 @@ class TextClassification(Task):
         if self.net is not None:
             return
         data = self.find_data(TextClassificationData)
-        if data is not None and data.has_training_texts:
+        if data is not None and data.has_training_data:
             self.hparams.update(num_tokens=data.vocab_size, classes=data.classes)
             if self.trainer.training:
                 self.weights = self._weigh_classes(data)

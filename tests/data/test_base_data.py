@@ -43,6 +43,16 @@ def build(tmp_path):
 TASKS = ["regression", "text", "translation", "nodes"]
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_encoded_in_evaluation_can_be_trained_on(build, task):
+    data = build(task)
+    with torch.inference_mode():
+        data.train_dataloader()
+    (*_, batch) = data.train_dataloader()
+    tensors = [tensor for tensor in batch if isinstance(tensor, torch.Tensor)]
+    assert len(tensors) > 2 and not any(tensor.is_inference() for tensor in tensors)
+
+
 class TestDrawnRows:
     @pytest.mark.parametrize("task", TASKS)
     def test_the_same_rows_are_served(self, build, task):
@@ -141,7 +151,7 @@ class TestPredictionsAreReadBack:
         (tmp_path / "new.txt").write_text("one\ntwo\n")
         data.predict_path = str(tmp_path / "new.txt")
         data.setup("predict")
-        tokens = data._fitted()[1].encode(["text 1", "text\r2"])
+        tokens = data.learned.target.encode(["text 1", "text\r2"])
         data.write_predictions(tmp_path / "out.gz", [(row, [[(tokens[row], 0.0)]]) for row in (0, 1)])
         assert gzip.decompress(Path(tmp_path, "out.gz").read_bytes()) == b"text 1\ntext 2\n"
 
