@@ -383,14 +383,9 @@ def _label_of(row: dict[str, Any], name: str, path: str, number: int) -> str:
 
 
 def _check_one_class(given: str | float, label: str, written: dict[str, tuple[str, int]], path: str, line: int) -> None:
-    """Check that a class is written in one way: JSON tells 1 from "1" and from 1.0, and people do not.
+    """Check that a class is written in one way, as JSON tells 1 from "1" and from 1.0, and people do not.
 
-    Args:
-        given: A label.
-        label: What it is read as.
-        written: How each label was first written, and where.
-        path: What errors call the file.
-        line: The line of the label.
+    ``written`` has how each label was first written, and on which line.
     """
     form = json.dumps(label if isinstance(given, str) else given)
     names = {label}

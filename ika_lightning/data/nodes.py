@@ -139,17 +139,9 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
 
     Args:
         dataset: The data set that is known by name, if it is one.
-        edges_path: The table of edges that goes with an own table of nodes.
-        predict_edges_path: That of a new graph.
         read_tables: :func:`~ika_lightning.data.graphs.read_graph`, told how own tables are written.
-        split: ``"public"``: as the graph says it; ``"full"``: the same, with all other labelled nodes for training;
-            ``"random"``: drawn. None is public if the graph says it, else random.
-        train_per_class: Nodes of each class for training in a random split; by default 20, or what the data set has.
-        num_val: Nodes for validation in a random split; by default a third of those left, or what the data set has.
-        num_test: Nodes for testing in a random split; by default those left, or what the data set has.
-        scaling: How features are scaled; by default as the data set has it, ``"standard"`` for tables, else ``"none"``.
-        inductive: Train without the nodes for validation and testing, and their edges.
-        seed: Seed of the draws.
+
+    All others are those of :class:`~ika_lightning.data.NodeClassificationData`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -316,15 +308,7 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
     ) -> bytes:
         """A row for each node: ``node``, ``label``, and ``probability_<class>`` of each class.
 
-        Args:
-            new: The graph.
-            encoded: The same, scaled.
-            learned: What it was scaled by.
-            predictions: Probabilities of the classes, (n, c), in the order of the nodes.
-            path: The file.
-
-        Raises:
-            ValueError: If the shape does not fit.
+        Predictions are (n, c) probabilities.
         """
         shape = len(new.names), len(learned.classes)
         check_shape(predictions, shape, "one row per node and one column per class")

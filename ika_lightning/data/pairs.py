@@ -216,10 +216,8 @@ class PairCorpus(Corpus[Pairs, PairEncoder, PairTokens]):
         path: An own file of sentences for training.
         languages: The languages to translate from and to, of a known corpus.
         files: Own files of sentences and their translations, for ``"train"``, ``"val"`` and ``"test"``.
-        val_fraction: Share of the pairs of own files, at least one, that is held out if there are none for validation.
-        vocabulary: Most tokens, bytes included; of each side if they are not joint.
-        joint: Learn one vocabulary for both sides.
-        seed: Seed of what is held out.
+
+    All others are those of :class:`~ika_lightning.data.TranslationData`.
     """
 
     nothing_new = "there is nothing to translate; give the sentences"
@@ -317,16 +315,8 @@ class PairCorpus(Corpus[Pairs, PairEncoder, PairTokens]):
         A blank line stays one, so line n of the file is the translation of line n. If there are several translations
         of each line, each is written as ``<line, from 0> ||| <translation> ||| <score>`` instead, the best first.
 
-        Args:
-            new: The lines.
-            encoded: The same as tokens.
-            learned: What they were encoded by.
-            predictions: For each line, in any order, its number and, for each of its pieces, translations as tokens
-                and score, the best first.
-            path: The file.
-
-        Raises:
-            ValueError: If a line is not translated, or more than once.
+        Predictions are, for each line, in any order, its number and, for each of its pieces, translations as tokens and
+        score, the best first.
         """
         lines = new.source
         if sorted(number for number, _ in predictions) != list(range(len(lines))):

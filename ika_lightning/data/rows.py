@@ -45,15 +45,10 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
 
     Args:
         dataset: The data set that is known by name, if it is one.
-        separator: What separates cells of own files; see :func:`~ika_lightning.data.table.read_table`.
-        split: ``"random"``, or ``"ordered"``: first rows for training, then validation, last ones for testing.
-        published_split: The published split to take instead, 0 to 19.
-        group: A column whose equal rows stay together.
-        val_fraction: Share of the rows, or groups, for validation, at least one. 0 for none.
-        test_fraction: The same for testing.
         has_test: Whether there is an own file for testing, so that no rows are held out for it.
         encoder: What is to learn from the rows, as it is before it has learned.
-        seed: Seed of the draws.
+
+    All others are those of :class:`~ika_lightning.data.RegressionData`.
 
     Raises:
         ValueError: If the arguments contradict one another.
@@ -199,23 +194,16 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
         return rows
 
     def fingerprint(self, found: Rows) -> str:
-        """Of the table, and of which of its rows they are."""
-        return fingerprint(found.table, found.numbers)
+        """Of the rows, and of which they are."""
+        return fingerprint(found.table.iloc[found.numbers], found.numbers)
 
     def render(
         self, new: Rows, encoded: RowBatch, learned: TableEncoder, predictions: Tensor, path: str | Path
     ) -> bytes:
         """The rows with ``predicted_<target>``, which is empty for one that was dropped for missing cells.
 
-        Args:
-            new: The rows.
-            encoded: Those that were not dropped.
-            learned: What they were encoded by.
-            predictions: (r,) in the unit of the target, in their order.
-            path: The file. Its first column is ``row``, from 1, unless the rows have such a column.
-
-        Raises:
-            ValueError: If there are not as many predictions as rows.
+        The first column is ``row``, from 1, unless the rows have such a column. Predictions are (r,), in the unit of
+        the target, one for each row that was not dropped.
         """
         check_shape(predictions, (len(encoded.row),), "one per row")
         predicted = dict(zip(encoded.row.tolist(), to_numbers(predictions), strict=True))

@@ -133,18 +133,9 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
     Args:
         dataset: The data set that is known by name, if it is one.
         columns: Those of labels and texts in own files; see :func:`~ika_lightning.data.labelled.read_labelled`.
-        separator: What separates cells of own files.
         files: Own files for ``"val"`` and ``"test"``.
-        val_fraction: Share of all rows for validation, at least one. 0 for none.
-        test_fraction: The same for testing.
-        fold: One of ``folds`` equal parts for testing instead, from 0.
-        folds: How many parts there are.
-        unit: A vocabulary of whole words (``"word"``) or of parts of words (``"subword"``).
-        vocab_size: Most tokens in the vocabulary.
-        min_count: How often a token has to occur in training to be in the vocabulary.
-        lowercase: Fold case.
-        max_length: Most tokens of a text.
-        seed: Seed of the draws.
+
+    All others are those of :class:`~ika_lightning.data.TextClassificationData`.
 
     Raises:
         ValueError: If the arguments contradict one another.
@@ -273,15 +264,7 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
     ) -> bytes:
         """The texts with their classes: ``row`` (from 1), ``text``, ``predicted_label``, ``probability_<class>``.
 
-        Args:
-            new: The texts.
-            encoded: The same as tokens.
-            learned: What they were encoded by.
-            predictions: (r, c) probabilities, from short texts to long ones, as they are served.
-            path: The file.
-
-        Raises:
-            ValueError: If there is not a probability for each text and class.
+        Predictions are (r, c) probabilities, from short texts to long ones.
         """
         shape = len(new.texts), len(learned.classes)
         check_shape(predictions, shape, "one row per text and one column per class")
