@@ -183,8 +183,8 @@ class DataModule(FromCheckpoint, LightningDataModule, Generic[Part, Encoder, Enc
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """A SHA-256 of each part that was read."""
-        return {part: self.corpus.fingerprint(found) for part, found in self._parts.items()}
+        """A SHA-256 of each thing that was read to train or to test on."""
+        return self.corpus.fingerprints({part: found for part, found in self._parts.items() if part != "predict"})
 
     def write_predictions(self, path: str | Path, predictions: Any) -> None:
         """Write the predictions for ``predict_path``, in the order of its rows.

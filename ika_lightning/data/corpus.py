@@ -116,8 +116,8 @@ class Corpus(ABC, Generic[Part, Encoder, Encoded]):
         """Turn a part into numbers."""
 
     @abstractmethod
-    def fingerprint(self, found: Part) -> str:
-        """A SHA-256 of a part."""
+    def fingerprints(self, parts: Mapping[str, Part]) -> dict[str, str]:
+        """A SHA-256 of each thing that was read, by which runs and processes know the same data."""
 
     @abstractmethod
     def render(self, new: Part, encoded: Encoded, learned: Encoder, predictions: Any, path: str | Path) -> bytes:

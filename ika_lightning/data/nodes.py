@@ -1,6 +1,6 @@
 """Graphs whose nodes are classified: how they are read, split, scaled and sampled."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -298,10 +298,13 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
             x, y, asked = x[kept], y[kept], asked[kept]
         return NodeBatch(x, edge_index, edge_attr, y, asked.nonzero().squeeze(1))
 
-    def fingerprint(self, found: NodeGraph) -> str:
-        """Of the graph and its splits."""
-        graph = found.graph
-        return fingerprint(graph.x, graph.y, (graph.edge_index, graph.edge_attr), *map(found.asked, SPLITS))
+    def fingerprints(self, parts: Mapping[str, NodeGraph]) -> dict[str, str]:
+        """Those of the graph, and of the mask of each split."""
+        if "train" not in parts:
+            return {}
+        graph = parts["train"].graph
+        whole = fingerprint(graph.x, graph.y, (graph.edge_index, graph.edge_attr))
+        return {"graph": whole, **{part: fingerprint(graph[f"{part}_mask"]) for part in SPLITS}}
 
     def render(
         self, new: NodeGraph, encoded: NodeBatch, learned: NodeEncoder, predictions: Tensor, path: str | Path

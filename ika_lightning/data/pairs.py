@@ -298,9 +298,9 @@ class PairCorpus(Corpus[Pairs, PairEncoder, PairTokens]):
         source, target = learned.source.encode(found.source), learned.target.encode(found.target)
         return PairTokens(source, target, torch.arange(len(source)), texts)
 
-    def fingerprint(self, found: Pairs) -> str:
-        """Of both sides."""
-        return fingerprint(found.source, found.target)
+    def fingerprints(self, parts: Mapping[str, Pairs]) -> dict[str, str]:
+        """Those of both sides of each part."""
+        return {part: fingerprint(pairs.source, pairs.target) for part, pairs in parts.items()}
 
     def render(
         self,

@@ -1,6 +1,6 @@
 """The rows of tables, for regression: which of them are for what, and how they are read and encoded."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,9 +193,14 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
             )
         return rows
 
-    def fingerprint(self, found: Rows) -> str:
-        """Of the rows, and of which they are."""
-        return fingerprint(found.table.iloc[found.numbers], found.numbers)
+    def fingerprints(self, parts: Mapping[str, Rows]) -> dict[str, str]:
+        """Those of the table, and of which of its rows are in each part."""
+        if "train" not in parts:
+            return {}
+        table = parts["train"].table
+        own = {part: found.numbers for part, found in parts.items() if found.table is table}
+        numbers = {part: fingerprint(own.get(part, np.arange(0))) for part in splits.PARTS}
+        return {"table": fingerprint(table), **numbers}
 
     def render(
         self, new: Rows, encoded: RowBatch, learned: TableEncoder, predictions: Tensor, path: str | Path

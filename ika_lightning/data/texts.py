@@ -255,9 +255,9 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
             return Tokens(learned.encode(found.texts, "texts to predict"), torch.full((len(found.texts),), -1))
         return Tokens(learned.encode(found.texts, f"{part} texts"), learned.number(found))
 
-    def fingerprint(self, found: Labelled) -> str:
-        """Of labels and texts."""
-        return fingerprint(found.labels, found.texts)
+    def fingerprints(self, parts: Mapping[str, Labelled]) -> dict[str, str]:
+        """Those of labels and texts of each part."""
+        return {part: fingerprint(rows.labels, rows.texts) for part, rows in parts.items()}
 
     def render(
         self, new: Labelled, encoded: Tokens, learned: TextEncoder, predictions: Tensor, path: str | Path
