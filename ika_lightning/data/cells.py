@@ -20,6 +20,7 @@ __all__ = [
     "Cells",
     "check_format",
     "check_separator",
+    "class_columns",
     "compress",
     "format_of",
     "pack",
@@ -265,6 +266,25 @@ def to_numbers(values: Tensor) -> list[float]:
         [0.1, 2.0]
     """
     return [float(text) for text in values.detach().cpu().numpy().astype(str)]
+
+
+def class_columns(name: str, classes: Sequence[str], probabilities: Tensor) -> dict[str, list[Any]]:
+    """Columns for :func:`pack` of the likeliest class of each row, and of the probability of each.
+
+    Args:
+        name: What the column of classes is called.
+        classes: The classes.
+        probabilities: (r, c).
+
+    Example:
+        >>> import torch
+        >>> class_columns("label", ["a", "b"], torch.tensor([[0.25, 0.75]]))
+        {'label': ['b'], 'probability_a': [0.25], 'probability_b': [0.75]}
+    """
+    columns: dict[str, list[Any]] = {name: [classes[number] for number in probabilities.argmax(1).tolist()]}
+    for number, label in enumerate(classes):
+        columns[f"probability_{label}"] = to_numbers(probabilities[:, number])
+    return columns
 
 
 def compress(text: str, path: str | Path) -> bytes:

@@ -1,11 +1,13 @@
-"""Checks of arguments that several data modules have."""
+"""Checks of arguments and predictions that several data modules have."""
 
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from ika_lightning.data.datasets import DataSet, names_of
 from ika_lightning.data.messages import quoted
 
-__all__ = ["check_choices", "check_fractions", "check_least", "check_source"]
+__all__ = ["check_choices", "check_fractions", "check_least", "check_shape", "check_source"]
 
 
 def check_source(kind: type[DataSet], own: str, name: str | None, path: str | None, *others: str | None) -> None:
@@ -81,3 +83,18 @@ def check_choices(**values: tuple[str | None, Sequence[str]]) -> None:
     for argument, (value, allowed) in values.items():
         if value is not None and value not in allowed:
             raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+
+
+def check_shape(predictions: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """Check that there is a prediction for each sample.
+
+    Args:
+        predictions: The predictions.
+        shape: The shape that they should have.
+        what: What this is, in words.
+
+    Raises:
+        ValueError: If they have another.
+    """
+    if predictions.shape != shape:
+        raise ValueError(f"predictions must have shape {shape}, {what}, got {tuple(predictions.shape)}")

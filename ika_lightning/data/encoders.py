@@ -268,6 +268,10 @@ class TableEncoder:
             "missing_values": self.missing_values,
         }
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"encoder": self.state_dict()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the encoder that gave this state.
 
@@ -283,6 +287,21 @@ class TableEncoder:
         self._columns = [
             _Categorical(**column) if "categories" in column else _Numeric(**column) for column in state["columns"]
         ]
+
+    def adopt_policy(self, other: "TableEncoder") -> None:
+        """Take over what another one was told of cells, where it is not the default.
+
+        Args:
+            other: The other one.
+        """
+        if other.missing != "error":
+            self.missing = other.missing
+        if other.unseen != "error":
+            self.unseen = other.unseen
+        if other.written != PLAIN:
+            self.written = other.written
+        if other.missing_values is not None:
+            self.missing_values = other.missing_values
 
     @property
     def _nothing(self) -> frozenset[str]:

@@ -4,6 +4,7 @@ import pickle
 import warnings
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat, find_code, 
 from ika_lightning.data.table import read_rows, read_table, require_column
 from ika_lightning.trust import Untrusted, plain_tensors, refused_code
 
-__all__ = ["check_graph", "load_graph", "read_graph"]
+__all__ = ["SPLITS", "NodeGraph", "check_graph", "load_graph", "read_graph"]
 
 SPLITS = ("train", "val", "test")
 
@@ -30,6 +31,47 @@ _ATTRIBUTES = ("x", "edge_index", "edge_attr", "y", "num_nodes", *(f"{part}_mask
 
 # What a saved graph is made of, besides tensors.
 _GRAPH = (Data, DataEdgeAttr, DataTensorAttr, GlobalStorage, EdgeIndex, CatMetadata, SortOrder)
+
+
+class NodeGraph(NamedTuple):
+    """A graph, and what its numbers stand for.
+
+    Args:
+        graph: The graph: features of nodes, edges and perhaps features of edges, classes (-1 where unknown), and masks.
+        names: Names of the nodes.
+        classes: Names of the classes, in the order of their numbers.
+        features: The columns of features, if the graph is a table.
+        source: What errors call it.
+    """
+
+    graph: Data
+    names: list[str]
+    classes: list[str]
+    features: list[str] | None
+    source: str
+
+    @classmethod
+    def of(cls, graph: Data, source: str) -> "NodeGraph":
+        """A graph whose nodes and classes have no names but their numbers, checked.
+
+        Args:
+            graph: The graph.
+            source: What errors call it.
+
+        Raises:
+            ValueError: If it is none; see :func:`check_graph`.
+        """
+        check_graph(graph, source)
+        names, classes = ([str(n) for n in range(count)] for count in (len(graph.x), int(graph.y.max()) + 1))
+        return cls(graph, names, classes, None, source)
+
+    def asked(self, part: str) -> Tensor:
+        """Which nodes of a split have a known class, (n,) bool.
+
+        Args:
+            part: The split.
+        """
+        return self.graph[f"{part}_mask"] & (self.graph.y >= 0)
 
 
 def load_graph(path: str) -> Data:
@@ -175,7 +217,7 @@ def read_graph(
     separator: str | None = None,
     written: NumberFormat = PLAIN,
     missing_values: list[str] | None = None,
-) -> tuple[Data, list[str], list[str], list[str]]:
+) -> NodeGraph:
     """Read a graph from a table of nodes and a table of edges.
 
     Args:
@@ -196,8 +238,7 @@ def read_graph(
             such as ``NA``.
 
     Returns:
-        The graph, with labels as numbers (-1 where there is none) and a mask for each split that occurs; then the names
-        of classes, features and nodes.
+        The graph, with a mask for each split that occurs.
 
     Raises:
         FileNotFoundError: If a file is not there.
@@ -227,13 +268,15 @@ def read_graph(
     graph = Data(x=torch.from_numpy(np.stack(columns, 1)).float(), edge_index=edge_index, edge_attr=edge_attr, y=y)
     for part, mask in _read_splits(table, split, nodes).items():
         graph[f"{part}_mask"] = mask
-    return graph, classes, chosen, names
+    check_graph(graph, nodes)
+    return NodeGraph(graph, names, classes, chosen, nodes)
 
 
 def _read_edge_table(path: str, row_of: dict[str, int], has_header: bool | None, separator: str | None) -> pd.DataFrame:
     """The table of edges, whose first line may be an edge."""
     if format_of(path) == ".parquet":
         return read_table(path, separator)
+    is_certain = has_header is not None
     first = [cell.strip() for cell in next(read_rows(path, separator))]
     if len(first) < 2:
         raise ValueError(f"{path} has one column; it needs two, the source and the target of each edge")
@@ -252,7 +295,7 @@ def _read_edge_table(path: str, row_of: dict[str, int], has_header: bool | None,
                 "false"
             )
     if has_header:
-        return read_table(path, separator)
+        return read_table(path, separator, header_is_certain=is_certain)
     rows = list(read_rows(path, separator))
     return pd.DataFrame(rows, columns=[str(number) for number in range(1, len(first) + 1)], dtype="str")
 

@@ -326,13 +326,16 @@ def _jsonl_rows(
     names = _key(first, label, LABELS), _key(first, text, TEXTS)
 
     def rows() -> Iterator[tuple[int, str, str]]:
+        written: dict[str, tuple[str, int]] = {}
         for number, row in objects:
             if not set(names) <= set(row):
                 raise ValueError(
                     f"{path}, line {number}: no object with {names[0]!r} and {names[1]!r}; name the keys with "
                     "--data.label and --data.text"
                 )
-            yield number, _label_of(row, names[0], path, number), _text_of(row, names[1], path, number)
+            label = _label_of(row, names[0], path, number)
+            _check_one_class(row[names[0]], label, written, path, number)
+            yield number, label, _text_of(row, names[1], path, number)
 
     return f"label in {quote(names[0])}, text in {quote(names[1])}", rows()
 
@@ -377,6 +380,24 @@ def _label_of(row: dict[str, Any], name: str, path: str, number: int) -> str:
         )
     # true and false as the file has them, and not as Python does
     return _whole(given.strip() if isinstance(given, str) else json.dumps(given), name, path, number)
+
+
+def _check_one_class(given: str | float, label: str, written: dict[str, tuple[str, int]], path: str, line: int) -> None:
+    """Check that a class is written in one way, as JSON tells 1 from "1" and from 1.0, and people do not.
+
+    ``written`` has how each label was first written, and on which line.
+    """
+    form = json.dumps(label if isinstance(given, str) else given)
+    names = {label}
+    if isinstance(given, float) and given.is_integer():
+        names.add(str(int(given)))
+    for name in names:
+        other, first = written.setdefault(name, (form, line))
+        if other != form:
+            raise ValueError(
+                f"{path}, line {line}: the label {form} may be the same class as {other} in line {first}; write both "
+                "in the same way, or give one of them another name"
+            )
 
 
 def _text_of(row: dict[str, Any], name: str, path: str, number: int) -> str:

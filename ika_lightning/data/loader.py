@@ -107,7 +107,21 @@ def shares(joint: list[np.ndarray], rank: int, world: int) -> list[np.ndarray]:
     return [batch[rank::world] for batch in joint]
 
 
-class LengthSampler:
+class _EpochSampler:
+    """Draws by seed and epoch alone, so that a run which was interrupted goes on as if it had not been."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to another epoch; Lightning calls it.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
+        self.epoch = epoch
+
+
+class LengthSampler(_EpochSampler):
     """Draws batches of sequences of similar length, anew each epoch, so that little padding is needed.
 
     The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been. With several
@@ -158,15 +172,6 @@ class LengthSampler:
         self.batch_size, self.max_tokens = batch_size, max_tokens
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Turn to another epoch; Lightning calls it.
-
-        Args:
-            epoch: The epoch, from 0.
-        """
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self._batches())
@@ -209,7 +214,7 @@ class LengthSampler:
         return batches
 
 
-class RowSampler:
+class RowSampler(_EpochSampler):
     """Draws disjoint random sets of rows, anew each epoch.
 
     The draw is a function of seed and epoch alone, so an interrupted run goes on as if it had not been.
@@ -230,15 +235,6 @@ class RowSampler:
     def __init__(self, count: int, batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.rank, self.world = rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Turn to another epoch; Lightning calls it.
-
-        Args:
-            epoch: The epoch, from 0.
-        """
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(list(iter(self)))

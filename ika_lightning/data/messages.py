@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["closest", "quote", "quoted", "say"]
+__all__ = ["closest", "none_held_out", "quote", "quoted", "say"]
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -57,6 +57,19 @@ def quoted(names: Sequence[str], most: int = 10) -> str:
     """
     shown = ", ".join(map(quote, names[:most]))
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
+
+
+def none_held_out(samples: str, test_fraction: float) -> str:
+    """An error about testing where nothing is held out for it.
+
+    Args:
+        samples: What would be.
+        test_fraction: Which share of them.
+    """
+    return (
+        f"there are no test {samples}, as test_fraction={test_fraction}; give a file with --data.test_path, or train "
+        "with --data.test_fraction 0.1"
+    )
 
 
 @rank_zero_only

@@ -1,54 +1,25 @@
 """Data of the node classification task: a graph, some of whose nodes have a known class."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.utils import subgraph
 
-from ika_lightning.data import splits
 from ika_lightning.data.base import DataModule, plain
-from ika_lightning.data.cells import pack, to_numbers
-from ika_lightning.data.checks import check_choices, check_least, check_source
+from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import GraphSet, find_dataset
-from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.graphs import SPLITS, check_graph, load_graph, read_graph
+from ika_lightning.data.graphs import NodeGraph, read_graph
 from ika_lightning.data.loader import Loader, RowSampler, processes
 from ika_lightning.data.neighbours import Neighbours
+from ika_lightning.data.nodes import NodeBatch, NodeCorpus, NodeEncoder, Scaling, check_edges
 from ika_lightning.data.numbers import NumberFormat
 
 __all__ = ["NodeBatch", "NodeClassificationData"]
 
-Scaling = Literal["rows", "standard", "none"]
 
-
-class NodeBatch(NamedTuple):
-    """A graph, and which of its nodes are asked for; with n nodes, f features, E edges and r nodes asked for.
-
-    Args:
-        x: Features of nodes, (n, f) float32.
-        edge_index: Edges, (2, E) int64.
-        edge_attr: Features of edges, (E, k) float32; None if there are none.
-        y: Classes of nodes, (n,) int64; -1 where unknown.
-        asked: Nodes asked for, (r,) int64.
-    """
-
-    x: Tensor
-    edge_index: Tensor
-    edge_attr: Tensor | None
-    y: Tensor
-    asked: Tensor
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many nodes are asked for, and over how many edges."""
-        return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
-
-
-class NodeClassificationData(DataModule):
+class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeBatch]):
     """A graph, its nodes split for training, validation and testing.
 
     The graph is a data set known by name, a saved PyG ``Data``, or a table of nodes with one of edges. In evaluation
@@ -135,381 +106,89 @@ class NodeClassificationData(DataModule):
             path, edges_path, predict_path, predict_edges_path, root
         )
         self.save_hyperparameters()
-        self.name, self.path, self.edges_path, self.root = name, path, edges_path, root
-        self.node, self.label, self.split_column, self.undirected = node, label, split_column, undirected
-        self.edges_header, self.separator, self.missing_values = edges_header, separator, missing_values
-        self.written = NumberFormat(decimal, thousands)
-        self.split, self.inductive, self.seed = split, inductive, seed
-        self.batch_size = batch_size
-        self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
         self.predict_path, self.predict_edges_path = predict_path, predict_edges_path
-        self.dataset: GraphSet | None = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
-        named = self.dataset
-        if train_per_class is None:
-            train_per_class = 20 if named is None else named.train_per_class
-        self.train_per_class = train_per_class
-        self.num_val = num_val if num_val is not None or named is None else named.num_val
-        self.num_test = num_test if num_test is not None or named is None else named.num_test
-        self._check_arguments()
-        if scaling is None:
-            scaling = named.scaling if named is not None else "standard" if edges_path is not None else "none"
-        self.scaling: Scaling = scaling
-        self._graph: Data | None = None  # as read, with a mask for each split
-        self._new_graph: Data | None = None
-        self._node_names: list[str] = []  # of the graph that was read last
-        self._is_random = False
-        self._known: dict[str, Any] = {}  # what the checkpoint keeps
+        self.batch_size, self.seed = batch_size, seed
+        self.num_neighbors = [15, 10] if num_neighbors is None else num_neighbors
+        known = None if name is None else find_dataset(name, GraphSet, "--data.path FILE")
+        check_source(GraphSet, "--data.path FILE", name, path, predict_path)
+        check_edges("predict_path", predict_path, predict_edges_path)
+        check_least(batch_size=(batch_size, 1))
+        written = NumberFormat(decimal, thousands)
+        written.check()
+        if not self.num_neighbors or any(count < -1 for count in self.num_neighbors):
+            raise ValueError(f"num_neighbors must be counts, or -1 for all, got {self.num_neighbors}")
+        self.corpus = NodeCorpus(
+            dataset=known,
+            path=path,
+            root=root,
+            edges_path=edges_path,
+            predict_edges_path=predict_edges_path,
+            read_tables=partial(
+                read_graph,
+                node=node,
+                label=label,
+                split=split_column,
+                undirected=undirected,
+                edges_header=edges_header,
+                separator=separator,
+                written=written,
+                missing_values=missing_values,
+            ),
+            split=split,
+            train_per_class=train_per_class,
+            num_val=num_val,
+            num_test=num_test,
+            scaling=scaling,
+            inductive=inductive,
+            seed=seed,
+        )
 
-    # --- What Lightning calls -----------------------------------------------------------------------------------------
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read, check and split the graph; learn the scaling if there is none yet.
-
-        Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"`` or None.
-
-        Raises:
-            FileNotFoundError: If a file is not there.
-            ValueError: If a file does not fit.
-        """
-        if stage == "predict" and self.predict_path is not None:
-            # When a checkpoint is given, Lightning loads the names of features after this: so reading waits.
-            for file in filter(None, (self.predict_path, self.predict_edges_path)):
+    def setup_new(self) -> None:
+        """Read the new graph, by default the graph itself; that of a table when the names of features are known."""
+        files = [file for file in (self.predict_path, self.predict_edges_path) if file is not None]
+        if not files:
+            self.read("predict")
+            self.keep("predict", self.part("train"))
+        elif self.is_fitted:
+            super().setup_new()
+        else:
+            # When a checkpoint is given, Lightning loads the names after this.
+            for file in files:
                 if not Path(file).is_file():
                     raise FileNotFoundError(f"there is no file {file}; check the spelling and the folder")
-            return
-        if stage != "fit":
-            self._read()
-            return
-        graph = self._read()
-        self._check_classes(graph)
-        if not self._known:
-            self._known = {
-                "classes": self._classes_read,
-                "features": self._features_read,
-                "num_features": graph.num_features,
-                "num_edge_features": graph.num_edge_features,
-                **_learn_scaling(self.scaling, graph.x[graph.train_mask]),
-            }
 
-    def train_dataloader(self) -> Loader[NodeBatch]:
-        """The whole graph with its training nodes; or sets of ``batch_size`` of them, drawn anew each epoch."""
-        graph = self._encoded()
-        self.check_drawn("train")
-        if self.inductive:
-            graph = _without(graph, graph.val_mask | graph.test_mask)
-        batch = _batch(graph, graph.train_mask & (graph.y >= 0))
-        if self.batch_size is None:
-            return self._whole(batch)
+    def loader(self, part: str) -> Loader[NodeBatch]:
+        """The whole graph, asked for the nodes of a split; in training perhaps ``batch_size`` nodes at a time."""
+        batch = self.encoded(part)
         rank, world = processes(self)
+        if part != "train" or self.batch_size is None:
+            # in each process, which asks for its share of the nodes
+            return Loader((batch.asked[rank::world],), lambda asked: batch._replace(asked=asked))
         sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, rank=rank, world=world)
         neighbours = Neighbours(batch.edge_index, len(batch.x), self.num_neighbors)
 
         def around(index: Tensor) -> NodeBatch:
             # what is sampled around a set of nodes is a function of seed, epoch and set, as the set is of the first two
-            drawn = np.random.default_rng([self.seed, sampler.epoch, *index.tolist()])
-            nodes, edges, edge_index = neighbours.sample(batch.asked[index], drawn)
-            edge_attr = None if batch.edge_attr is None else batch.edge_attr[edges]
-            return NodeBatch(batch.x[nodes], edge_index, edge_attr, batch.y[nodes], torch.arange(len(index)))
+            return batch.sample(neighbours, index, np.random.default_rng([self.seed, sampler.epoch, *index.tolist()]))
 
         return Loader(sampler, around)
-
-    def val_dataloader(self) -> Loader[NodeBatch] | list[Loader[NodeBatch]]:
-        """The whole graph with its validation nodes; no loader if there are none, and Lightning warns of that."""
-        batch = self._part("val")
-        return self._whole(batch) if len(batch.asked) else []
-
-    def test_dataloader(self) -> Loader[NodeBatch]:
-        """The whole graph with its test nodes.
-
-        Raises:
-            ValueError: If there are none.
-        """
-        batch = self._part("test")
-        if not len(batch.asked):
-            raise ValueError(f"{self._source} has no labelled test nodes; say which with a split or a test_mask")
-        return self._whole(batch)
-
-    def predict_dataloader(self) -> Loader[NodeBatch]:
-        """The graph to predict for, with all of its nodes."""
-        if self.predict_path is None:
-            graph = self._encoded()
-        else:
-            self._new_graph, *_ = self._load(self.predict_path, self.predict_edges_path)
-            graph = self._scaled(self._new_graph, self.predict_path)
-        return self._whole(_batch(graph, torch.ones(graph.num_nodes, dtype=torch.bool)))
-
-    def learned(self) -> dict[str, Any]:
-        """Names of classes and features, and the scaling."""
-        return self._known
-
-    def adopt(self, learned: dict[str, Any]) -> None:
-        """Take names and scaling of a checkpoint."""
-        self._known, self._graph = learned, None
-
-    @property
-    def drawn(self) -> dict[str, np.ndarray]:
-        """The nodes of each split, if it is a random one."""
-        graph = self._graph
-        if graph is None or not self._is_random:
-            return {}
-        return {part: np.flatnonzero(graph[f"{part}_mask"]) for part in SPLITS}
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """A SHA-256 of the graph that was read, and of the mask of each split."""
-        if (graph := self._graph) is None:
-            return {}
-        edges = (graph.edge_index, graph.edge_attr)
-        return {"graph": fingerprint(graph.x, graph.y, edges), **{s: fingerprint(graph[f"{s}_mask"]) for s in SPLITS}}
-
-    # --- What the model asks ------------------------------------------------------------------------------------------
 
     @property
     def num_features(self) -> int:
         """How many features a node has."""
-        return self._fitted()["num_features"]
+        return self.learned.num_features
 
     @property
     def num_edge_features(self) -> int:
         """How many features an edge has."""
-        return self._fitted()["num_edge_features"]
+        return self.learned.num_edge_features
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes."""
-        return self._fitted()["classes"]
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether classes and features are known."""
-        return bool(self._known)
+        return self.learned.classes
 
     @property
     def node_names(self) -> list[str]:
         """Names of the nodes of the graph that was read last: those of its table, else their numbers."""
-        return self._node_names
-
-    def render(self, predictions: Tensor, path: str | Path) -> bytes:
-        """A row for each node: ``node``, ``label``, and ``probability_<class>`` of each class.
-
-        Args:
-            predictions: Probabilities of the classes, (n, c), in the order of the nodes.
-            path: The file.
-
-        Raises:
-            ValueError: If the shape does not fit.
-        """
-        names, classes = self._node_names, self.classes
-        if predictions.shape != (len(names), len(classes)):
-            raise ValueError(
-                f"predictions must have shape {(len(names), len(classes))}, one row per node and one column per class, "
-                f"got {tuple(predictions.shape)}"
-            )
-        columns: dict[str, list[Any]] = {
-            "node": names,
-            "label": [classes[number] for number in predictions.argmax(1).tolist()],
-        }
-        for name, column in zip(classes, predictions.unbind(1), strict=True):
-            columns[f"probability_{name}"] = to_numbers(column)
-        return pack(columns, path)
-
-    # --- How it is done -----------------------------------------------------------------------------------------------
-
-    def _check_arguments(self) -> None:
-        check_source(GraphSet, "--data.path FILE", self.name, self.path, self.predict_path)
-        for argument, file, edges in (
-            ("path", self.path, self.edges_path),
-            ("predict_path", self.predict_path, self.predict_edges_path),
-        ):
-            if file is None and edges is not None:
-                raise ValueError(f"{edges} are edges of which nodes? Give the table of nodes with --data.{argument}")
-            if file is not None and (edges is None) != _is_saved(file):
-                raise ValueError(
-                    f"{argument}={file!r} "
-                    + ("is a whole graph; leave out the table of edges" if edges else "needs its edges as well")
-                    + ", or give a table of nodes and one of edges, or a .pt file with a PyG Data"
-                )
-        check_choices(
-            split=(self.split, ("public", "full", "random")),
-            scaling=(self.hparams["scaling"], ("rows", "standard", "none")),
-        )
-        check_least(
-            train_per_class=(self.train_per_class, 1),
-            num_val=(self.num_val, 0),
-            num_test=(self.num_test, 0),
-            batch_size=(self.batch_size, 1),
-            seed=(self.seed, 0),
-        )
-        self.written.check()
-        if not self.num_neighbors or any(count < -1 for count in self.num_neighbors):
-            raise ValueError(f"num_neighbors must be counts, or -1 for all, got {self.num_neighbors}")
-
-    @property
-    def _source(self) -> str:
-        return self.path or f"data set {self.name!r}"
-
-    def _read(self) -> Data:
-        if self._graph is not None:
-            return self._graph
-        if self.dataset is not None:
-            graph, classes, features = self.dataset.graph(self.root), None, None
-            check_graph(graph, self._source)
-        elif self.path is not None:
-            graph, classes, features = self._load(self.path, self.edges_path)
-        else:
-            raise ValueError(
-                "there is no graph to train or test on; give --data.name, or --data.path FILE (--data.predict_path "
-                "FILE is enough to predict with a checkpoint)"
-            )
-        if classes is None:
-            classes = [str(number) for number in range(int(graph.y.max()) + 1)]
-        if graph.edge_index.size(1) == 0:
-            raise ValueError(f"{self._source} has no edges; a graph network has nothing to attend to")
-        if self.path is None:
-            self._node_names = [str(number) for number in range(graph.num_nodes)]
-        self._classes_read, self._features_read = classes, features
-        self._split(graph)
-        self._graph = graph
-        return graph
-
-    def _load(self, path: str, edges_path: str | None) -> tuple[Data, list[str] | None, list[str] | None]:
-        if edges_path is None:
-            graph = load_graph(path)
-            check_graph(graph, path)
-            self._node_names = [str(number) for number in range(graph.num_nodes)]
-            return graph, None, None
-        predicts = path == self.predict_path
-        graph, classes, features, self._node_names = read_graph(
-            path,
-            edges_path,
-            node=self.node,
-            # labels of nodes to predict for are not looked at
-            label="" if predicts else self.label,
-            split=self.split_column,
-            features=self._known.get("features"),
-            classes=self._known.get("classes"),
-            undirected=self.undirected,
-            edges_header=self.edges_header,
-            separator=self.separator,
-            written=self.written,
-            missing_values=self.missing_values,
-        )
-        check_graph(graph, path)
-        return graph, classes, features
-
-    def _split(self, graph: Data) -> None:
-        has_split = isinstance(graph.get("train_mask"), Tensor)
-        split = self.split or ("random" if not has_split or (self.dataset and self.dataset.draws) else "public")
-        if split != "random" and not has_split:
-            raise ValueError(f"{self._source} does not say how to split it; leave out --data.split {split}")
-        self._is_random = split == "random"
-        if self._is_random:
-            self._split_at_random(graph)
-        for part in SPLITS:
-            if f"{part}_mask" not in graph:
-                graph[f"{part}_mask"] = torch.zeros(graph.num_nodes, dtype=torch.bool)
-        if split == "full":
-            graph.train_mask = ~(graph.val_mask | graph.test_mask) & (graph.y >= 0)
-
-    def _split_at_random(self, graph: Data) -> None:
-        y = graph.y.numpy()
-        labelled = np.flatnonzero(y >= 0)
-        # a data set that is drawn anew may have an example of each class
-        named = np.flatnonzero(graph.train_mask) if self.dataset is not None and self.dataset.draws else None
-        train = splits.per_class(y, labelled, self.train_per_class, self.seed, first=named)
-        rest = np.setdiff1d(labelled, train)
-        val = len(rest) // 3 if self.num_val is None else self.num_val
-        test = max(0, len(rest) - val) if self.num_test is None else self.num_test
-        if val + test > len(rest):
-            raise ValueError(
-                f"{self._source} has {len(rest)} labelled nodes besides those for training, too few for {val} in "
-                f"validation and {test} in testing; lower --data.num_val or --data.num_test"
-            )
-        for_test = splits.draw(rest, test, self.seed)
-        for_val = splits.draw(np.setdiff1d(rest, for_test), val, self.seed)
-        for part, chosen in zip(SPLITS, (train, for_val, for_test), strict=True):
-            graph[f"{part}_mask"] = torch.isin(torch.arange(graph.num_nodes), torch.from_numpy(chosen))
-
-    def _check_classes(self, graph: Data) -> None:
-        trained = graph.y[graph.train_mask & (graph.y >= 0)].unique()
-        if len(trained) == 0:
-            raise ValueError(
-                f"{self._source} has no labelled node for training; say which with a split or a train_mask"
-            )
-        for part in ("val", "test"):
-            lacking = graph[f"{part}_mask"] & (graph.y >= 0) & ~torch.isin(graph.y, trained)
-            if lacking.any():
-                node = int(lacking.nonzero()[0])
-                raise ValueError(
-                    f"{self._source}: node {self._node_names[node]!r} of the {part} split is of class "
-                    f"{self._classes_read[int(graph.y[node])]!r}, of which there is no training node; add one, or take "
-                    "the class out"
-                )
-        if missing := sorted(set(range(len(self._classes_read))) - set(trained.tolist())):
-            raise ValueError(
-                f"{self._source}: there is no training node of class {self._classes_read[missing[0]]!r}; label one, or "
-                "number the classes without gaps"
-            )
-
-    def _fitted(self) -> dict[str, Any]:
-        if not self._known:
-            raise ValueError(
-                "the classes and features are not known: this needs a checkpoint (--ckpt_path FILE), or training first "
-                "(setup('fit') in Python)"
-            )
-        return self._known
-
-    def _encoded(self) -> Data:
-        return self._scaled(self._read(), self._source)
-
-    def _scaled(self, graph: Data, source: str) -> Data:
-        known = self._fitted()
-        for kind, count in (("features", graph.num_features), ("features of edges", graph.num_edge_features)):
-            expected = known["num_features" if kind == "features" else "num_edge_features"]
-            if count != expected:
-                raise ValueError(f"{source} has {count} {kind}, but the model was trained on {expected}")
-        if (graph.y >= len(known["classes"])).any():
-            raise ValueError(f"{source} has class {int(graph.y.max())}, but the model knows {len(known['classes'])}")
-        graph = graph.clone()
-        if known["scaling"] == "rows":
-            total = graph.x.abs().sum(1, keepdim=True)
-            graph.x = graph.x / total.masked_fill(total == 0, 1.0)
-        elif known["scaling"] == "standard":
-            graph.x = (graph.x - torch.tensor(known["mean"])) / torch.tensor(known["std"])
-        return graph
-
-    def _whole(self, batch: NodeBatch) -> Loader[NodeBatch]:
-        """The whole graph in each process, which asks for its share of the nodes."""
-        rank, world = processes(self)
-        return Loader((batch.asked[rank::world],), lambda asked: batch._replace(asked=asked))
-
-    def _part(self, part: str) -> NodeBatch:
-        graph = self._encoded()
-        self.check_drawn(part)
-        return _batch(graph, graph[f"{part}_mask"] & (graph.y >= 0))
-
-
-def _is_saved(path: str) -> bool:
-    return not path.lower().removesuffix(".gz").endswith((".csv", ".tsv", ".parquet"))
-
-
-def _learn_scaling(scaling: Scaling, x: Tensor) -> dict[str, Any]:
-    if scaling != "standard":
-        return {"scaling": scaling}
-    std = x.double().std(0, correction=0)
-    std = std.masked_fill(std == 0, 1.0)  # a constant feature becomes 0
-    return {"scaling": scaling, "mean": x.double().mean(0).float().tolist(), "std": std.float().tolist()}
-
-
-def _without(graph: Data, left_out: Tensor) -> Data:
-    """Take nodes out of a graph, and their edges."""
-    kept = ~left_out
-    edge_index, edge_attr = subgraph(kept, graph.edge_index, graph.edge_attr, relabel_nodes=True)
-    return Data(
-        x=graph.x[kept], edge_index=edge_index, edge_attr=edge_attr, y=graph.y[kept], train_mask=graph.train_mask[kept]
-    )
-
-
-def _batch(graph: Data, asked: Tensor) -> NodeBatch:
-    return NodeBatch(graph.x, graph.edge_index, graph.edge_attr, graph.y, asked.nonzero().squeeze(1))
+        return [*self._parts.values()][-1].names if self._parts else []

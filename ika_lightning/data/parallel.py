@@ -1,5 +1,6 @@
 """Parallel text: sentences and their translations, read from files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,21 @@ class Pairs(NamedTuple):
 
     Attributes:
         source: Sentences.
-        target: Their translations, in the same order.
+        target: Their translations, in the same order; none in prediction.
         empty: How many pairs were left out because a side was blank.
     """
 
     source: list[str]
     target: list[str]
     empty: int = 0
+
+    def take(self, rows: Sequence[int]) -> "Pairs":
+        """Some of the pairs.
+
+        Args:
+            rows: Which, from 0.
+        """
+        return Pairs([self.source[row] for row in rows], [self.target[row] for row in rows])
 
 
 def pair_up(source: str | Path, target: str | Path) -> Pairs:

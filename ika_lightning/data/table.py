@@ -22,13 +22,16 @@ _CHUNK = 50_000
 
 
 @without_garbage_collection()
-def read_table(path: str | Traversable, separator: str | None = None) -> pd.DataFrame:
+def read_table(
+    path: str | Traversable, separator: str | None = None, *, header_is_certain: bool = False
+) -> pd.DataFrame:
     r"""Read a table with a header as text, cell by cell, just as the file has it.
 
     Args:
         path: A ``.csv`` or ``.tsv`` (``.gz`` too), UTF-8, or a ``.parquet`` of numbers, booleans and strings. Blank
             lines are skipped. Of a Parquet file, a null becomes an empty cell and booleans become 0 and 1.
         separator: What separates cells; by default a comma or a tab, by the file's name. ``"auto"`` looks for it.
+        header_is_certain: Whether the first line is known to be a header, though it looks like a row.
 
     Returns:
         One string per cell; the columns are named by the header.
@@ -55,11 +58,12 @@ def read_table(path: str | Traversable, separator: str | None = None) -> pd.Data
         text = read_text(path, ".csv, .tsv or .parquet")
         cells = _open(text, path, separator)
         rows = _same_width(cells, path)
-        header = header_of(next(rows), path)
+        header = header_of(next(rows), path, is_certain=header_is_certain)
         columns = _columns_without_quotes(text, cells.separator, len(header)) or _columns(rows, len(header))
         table = pd.DataFrame(dict(zip(header, columns, strict=True)), dtype="str")
         for name in header:
-            if not is_number(name) and len(table) and (table[name].str.strip() == name).any():
+            is_value = len(table) and (table[name].str.strip() == name).any()
+            if is_value and not is_number(name) and not header_is_certain:
                 say(f"{path}: line 1 was read as a header, though {quote(name)} is a value of its column as well")
     if not len(table):
         raise ValueError(f"{path} has a header but no rows")
@@ -107,18 +111,19 @@ def _same_width(cells: Cells, path: object) -> Iterator[list[str]]:
         yield row
 
 
-def header_of(cells: list[str], path: object) -> list[str]:
+def header_of(cells: list[str], path: object, *, is_certain: bool = False) -> list[str]:
     """Check that the first line of a table names its columns.
 
     Args:
         cells: Its cells.
         path: What errors call the table.
+        is_certain: Whether they are known to be names.
 
     Returns:
         The names, without blanks around them.
 
     Raises:
-        ValueError: If a name is missing or occurs twice, or all are numbers, as in a row.
+        ValueError: If a name is missing or occurs twice, or all are numbers, as in a row, and nobody says otherwise.
 
     Example:
         >>> header_of(["3", "210"], "houses.csv")
@@ -134,7 +139,7 @@ def header_of(cells: list[str], path: object) -> list[str]:
         )
     # Pandas writes the columns of a bare array as 0, 1, 2, ...
     counted = len(header) > 2 and header == [str(number) for number in range(len(header))]
-    if all(map(is_number, header)) and not counted:
+    if not is_certain and all(map(is_number, header)) and not counted:
         raise ValueError(
             f"{path}: line 1, {quoted(header)}, has numbers alone, as a row has; put names of columns above it"
         )
@@ -177,7 +182,8 @@ def _read_parquet(content: bytes, path: object) -> pd.DataFrame:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no Parquet file that can be read ({reason}); write it again") from None
     # Pandas stores an index without a name as a column of this name: it is a count of rows, not data.
-    header = header_of([name for name in table.column_names if not name.startswith("__index_level_")], path)
+    columns_of_data = [name for name in table.column_names if not name.startswith("__index_level_")]
+    header = header_of(columns_of_data, path, is_certain=True)
     columns = {}
     for name in header:
         column = table.column(name)

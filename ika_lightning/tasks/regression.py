@@ -109,7 +109,7 @@ class Regression(Task[RegressionData]):
 
     def read_sizes(self, data: RegressionData) -> dict[str, Any] | None:
         """Return the sizes of the training rows, and the scale of their target."""
-        if not data.has_context:
+        if not data.has_training_data:
             return None
         num_context, num_features = data.context.shape
         return {

@@ -52,9 +52,9 @@ class WarmupCosine(LRScheduler):
 
     .. math:: \eta(r) = \eta \, \min\Bigl(1, \tfrac{1}{10} + \tfrac{9 r}{10 w}\Bigr) \frac{1 + \cos \pi r}{2}
 
-    r is how much of the training is over, from 0 to 1: a task says so before each update, by the updates or the time that
-    the trainer was given (``max_epochs``, ``max_steps``, ``max_time``), whichever ends first. So the schedule ends with
-    the training, however long that is, and need not be told.
+    r is how much of the training is over, from 0 to 1: a task says so after each update, by the updates or the time
+    that the trainer was given (``max_epochs``, ``max_steps``, ``max_time``), whichever ends first. So the schedule ends
+    with the training, however long that is, and need not be told.
 
     Args:
         optimizer: What updates.

@@ -132,7 +132,7 @@ class TextClassification(Task[TextClassificationData]):
 
     def read_sizes(self, data: TextClassificationData) -> dict[str, Any] | None:
         """Return vocabulary and classes of the training texts, and the width of word vectors that a file brings."""
-        if not data.has_training_texts:
+        if not data.has_training_data:
             return None
         sizes: dict[str, Any] = {"num_tokens": data.vocab_size, "classes": data.classes}
         if self.vectors is not None and self.trainer.training and not self.is_built:

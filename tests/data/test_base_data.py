@@ -43,6 +43,76 @@ def build(tmp_path):
 TASKS = ["regression", "text", "translation", "nodes"]
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_encoded_in_evaluation_can_be_trained_on(build, task):
+    data = build(task)
+    with torch.inference_mode():
+        data.train_dataloader()
+    (*_, batch) = data.train_dataloader()
+    tensors = [tensor for tensor in batch if isinstance(tensor, torch.Tensor)]
+    assert len(tensors) > 2 and not any(tensor.is_inference() for tensor in tensors)
+
+
+class TestLifeCycle:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_a_corpus_needs_no_lightning(self, build, task):
+        data = build(task)
+        corpus = data.corpus
+        found = corpus.read("fit", (), None)
+        learned = corpus.learn(found.parts["train"])
+        assert corpus.restore(learned.state()).state() == learned.state()
+        assert learned.state() == {name: value for name, value in data.state_dict().items() if name != "drawn"}
+        # runs that are resumed know their data by these
+        whole = {"regression": ["table"], "nodes": ["graph"]}.get(task, [])
+        read = ["train", "val"] if task == "translation" else ["train", "val", "test"]
+        assert sorted(data.fingerprints) == sorted(whole + read)
+        assert corpus.fingerprints(found.parts) == data.fingerprints
+        encoded = corpus.encode("val", found.parts["val"], learned)
+        counted = sum(next(iter(batch.counts.values())) for batch in data.val_dataloader())
+        assert counted == len(encoded.asked if task == "nodes" else encoded[0]) > 1
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_loaders_set_up_what_nobody_did(self, build, task):
+        data = build(task)
+        fresh = type(data)(**data.hparams)
+        assert [len(loader) for loader in (fresh.train_dataloader(), fresh.val_dataloader())] == [
+            len(loader) for loader in (data.train_dataloader(), data.val_dataloader())
+        ]
+        assert fresh.state_dict() == data.state_dict()
+
+    @pytest.mark.parametrize("task", ["regression", "text", "translation"])
+    def test_testing_without_test_rows_is_refused_at_once(self, build, task):
+        data = build(task) if task == "translation" else build(task, test_fraction=0)
+        with pytest.raises(ValueError, match=r"there are no test (rows|texts|sentences)[,;] .*give "):
+            data.setup("test")
+
+    def test_new_rows_are_read_anew_from_another_file(self, build, tmp_path):
+        (tmp_path / "one.csv").write_text("x\n1\n")
+        (tmp_path / "two.csv").write_text("x\n1\n2\n")
+        data = build("regression")
+        for name, count in (("one", 1), ("two", 2)):
+            data.predict_path = str(tmp_path / f"{name}.csv")
+            data.setup("predict")
+            (batch,) = data.predict_dataloader()
+            assert len(batch.row) == count
+
+    def test_new_rows_that_are_all_dropped_are_an_error(self, build, tmp_path):
+        (tmp_path / "new.csv").write_text("x,z\n,1\n,2\n")
+        data = build("regression", predict_path=str(tmp_path / "new.csv"), missing="drop")
+        data.setup("predict")
+        with pytest.raises(
+            ValueError, match=r"new\.csv: missing='drop' dropped all 2 rows to predict; try --data\.miss"
+        ):
+            data.predict_dataloader()
+
+    def test_a_test_file_without_a_header_is_read_by_the_classes_of_training(self, build, tmp_path):
+        (tmp_path / "test.tsv").write_text("a\tnew\nb\tother\n")
+        data = build("text", test_path=str(tmp_path / "test.tsv"))
+        data.setup("test")
+        (batch,) = data.test_dataloader()
+        assert sorted(batch.label.tolist()) == [0, 1]
+
+
 class TestDrawnRows:
     @pytest.mark.parametrize("task", TASKS)
     def test_the_same_rows_are_served(self, build, task):
@@ -141,7 +211,7 @@ class TestPredictionsAreReadBack:
         (tmp_path / "new.txt").write_text("one\ntwo\n")
         data.predict_path = str(tmp_path / "new.txt")
         data.setup("predict")
-        tokens = data._fitted()[1].encode(["text 1", "text\r2"])
+        tokens = data.learned.target.encode(["text 1", "text\r2"])
         data.write_predictions(tmp_path / "out.gz", [(row, [[(tokens[row], 0.0)]]) for row in (0, 1)])
         assert gzip.decompress(Path(tmp_path, "out.gz").read_bytes()) == b"text 1\ntext 2\n"
 

@@ -1,4 +1,6 @@
 import gzip
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,27 @@ class TestFirstLine:
 def test_jsonl_says_what_is_no_label_and_no_text(save, line, message) -> None:
     with pytest.raises(ValueError, match=message):
         read_labelled(save('{"label": "None", "text": "\\ud83e\\udd37"}\n' + line, "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1", '"1"'), ('"1"', "1"), ("1", "1.0"), ("1.0", "1"), ("1e0", "1"), ("1.0", '"1"'), ("2.5", '"2.5"'),
+     ("true", '"true"'), ('"false"', "false"), ("10", "1e1"), ("-0.0", "0")],
+)  # fmt: skip
+def test_a_class_is_written_in_one_way(save, first, second) -> None:
+    lines = [f'{{"label": {label}, "text": "x"}}' for label in ('"other"', first, first, "7", second)]
+    shown = [json.dumps(json.loads(label)) for label in (second, first)]
+    message = f"line 5: the label {shown[0]} may be the same class as {shown[1]} in line 2; write both in the same way"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_labelled(save("\n".join(lines), "rows.jsonl"))
+
+
+def test_classes_that_differ_are_classes(save) -> None:
+    labels = ["1", "true", '"one"', "2.5", "2", '"True"', '"1 x"', "9007199254740993", "9007199254740992"]
+    path = save("\n".join(f'{{"label": {label}, "text": "x"}}' for label in labels), "rows.jsonl")
+    assert read_labelled(path).labels == [
+        "1", "true", "one", "2.5", "2", "True", "1 x", "9007199254740993", "9007199254740992",
+    ]  # fmt: skip
 
 
 def test_a_class_called_none_is_a_class(save) -> None:

@@ -273,6 +273,20 @@ class TestState:
         with pytest.raises(ValueError, match=r"must have shape \(23, 3\), one row per node and one column per class"):
             data.write_predictions(tmp_path / "out.csv", torch.rand(NODES, 2))
 
+    def test_the_table_itself_as_new_data(self, tables, tmp_path):
+        """Its labels are labels where it is trained on, though those of new data are not looked at."""
+        paths = tables()
+        data = fitted(**paths, predict_path=paths["path"], predict_edges_path=paths["edges_path"])
+        assert data.classes == ["blue", "green", "red"] and data.num_features == 2
+        data.setup("predict")
+        (batch,), (trained,) = data.predict_dataloader(), data.train_dataloader()
+        assert batch.x.equal(trained.x) and batch.y.eq(-1).all() and len(batch.asked) == NODES
+
+    def test_loaders_read_what_was_not_set_up(self, tables):
+        data, new = fitted(**tables()), NodeClassificationData(**tables())
+        new.load_state_dict(data.state_dict())
+        assert parts(new) == parts(data)
+
     def test_classes_of_the_checkpoint_rule(self, tables):
         data = fitted(**tables())
         other = NodeClassificationData(**tables(name="other", label=["green", "blue"] * 11 + ["green"]))
@@ -491,13 +505,13 @@ class TestEdgesWithoutAHeader:
     ring = tuple(f"n{row},n{(row + 1) % NODES}" for row in range(NODES))
 
     def test_the_first_edge_is_kept(self, edges, capsys):
-        graph = edges(*self.ring, undirected=False)._graph
+        graph = edges(*self.ring, undirected=False)._parts["train"].graph
         assert graph.edge_index.tolist() == [list(range(NODES)), [*range(1, NODES), 0]]
         assert "line 1, 'n0', 'n1', is read as an edge, as it names two nodes" in capsys.readouterr().err
-        assert edges("from,to", *self.ring, undirected=False)._graph.edge_index.equal(graph.edge_index)
+        assert edges("from,to", *self.ring, undirected=False)._parts["train"].graph.edge_index.equal(graph.edge_index)
 
     def test_with_features_and_loops(self, edges):
-        graph = edges("n1,n1,0.5", "n1,n2,2", undirected=False)._graph
+        graph = edges("n1,n1,0.5", "n1,n2,2", undirected=False)._parts["train"].graph
         assert graph.edge_index.tolist() == [[1, 1], [1, 2]] and graph.edge_attr.tolist() == [[0.5], [2.0]]
 
     @pytest.mark.parametrize("first", ["n0,nobody", "source,n1", "17,23", "n0,n1,weight"])
@@ -506,11 +520,11 @@ class TestEdgesWithoutAHeader:
             edges(first, *(f"{edge},1" if "weight" in first else edge for edge in self.ring))
 
     def test_a_header_is_said(self, edges, capsys):
-        assert edges("paper,cites", *self.ring, undirected=False)._graph.edge_index.size(1) == NODES
+        assert edges("paper,cites", *self.ring, undirected=False)._parts["train"].graph.edge_index.size(1) == NODES
         assert "line 1, 'paper', 'cites', is read as a header, as it names no node" in capsys.readouterr().err
 
     def test_edges_that_occur_twice_with_other_features_are_said(self, edges, capsys):
-        graph = edges("n0,n1,1", "n1,n0,3", "n1,n2,7", "n1,n2,7", "n3,n3,1", "n3,n3,2")._graph
+        graph = edges("n0,n1,1", "n1,n0,3", "n1,n2,7", "n1,n2,7", "n3,n3,1", "n3,n3,2")._parts["train"].graph
         assert graph.edge_index.tolist() == [[0, 1, 1, 2, 3], [1, 0, 2, 1, 3]]
         assert graph.edge_attr.flatten().tolist() == [2.0, 2.0, 7.0, 7.0, 1.5]
         assert "2 edges occur more than once, in either direction, with other features" in capsys.readouterr().err
@@ -520,9 +534,21 @@ class TestEdgesWithoutAHeader:
             edges("n0", "n1")
 
     def test_the_option_settles_it(self, edges):
-        assert edges("n0,n1", *self.ring, edges_header=True, undirected=False)._graph.edge_index.size(1) == NODES
+        assert (
+            edges("n0,n1", *self.ring, edges_header=True, undirected=False)._parts["train"].graph.edge_index.size(1)
+            == NODES
+        )
         with pytest.raises(ValueError, match="row 1: there is no node 'nobody'"):
             edges("n0,nobody", *self.ring, edges_header=False)
+
+    def test_a_header_of_numbers_is_one_if_the_user_says_so(self, tables, capsys):
+        paths = tables(node=[str(row) for row in range(NODES)])
+        ring = [f"{row},{(row + 1) % NODES}" for row in range(NODES)]
+        for first in ("17,23", "0,1", "7,99"):
+            Path(paths["edges_path"]).write_text("".join(f"{line}\n" for line in [first, *ring]))
+            graph = fitted(**paths, edges_header=True, undirected=False)._parts["train"].graph
+            assert graph.edge_index.tolist() == [list(range(NODES)), [*range(1, NODES), 0]]
+            assert capsys.readouterr().err == ""
 
 
 class TestCellsOfTables:
@@ -532,13 +558,13 @@ class TestCellsOfTables:
             fitted(**tables(label=labels))
         assert fitted(**tables(label=labels), missing_values=[]).classes == ["None", "green", "red"]
         data = fitted(**tables(label=labels), missing_values=["None"])
-        assert data.classes == ["green", "red"] and data._graph.y[:4].tolist() == [1, 0, -1, 1]
+        assert data.classes == ["green", "red"] and data._parts["train"].graph.y[:4].tolist() == [1, 0, -1, 1]
 
     def test_numbers_as_people_write_them(self, tables):
         heights = [f"{row},5" for row in range(NODES)]
         with pytest.raises(ValueError, match=r"'0,5' is not a number; say how numbers are written with --data.decimal"):
             fitted(**tables(height=heights))
-        assert fitted(**tables(height=heights), decimal=",")._graph.x[:2, 0].tolist() == [0.5, 1.5]
+        assert fitted(**tables(height=heights), decimal=",")._parts["train"].graph.x[:2, 0].tolist() == [0.5, 1.5]
 
     def test_a_number_by_python_alone(self, tables):
         with pytest.raises(ValueError, match="row 8: column 'height' is a feature, but '1_0' is not a number"):
@@ -557,8 +583,8 @@ class TestCellsOfTables:
         paths = tables()
         for path in paths.values():
             Path(path).write_text(Path(path).read_text().replace(",", ";"))
-        assert fitted(**paths, separator=";")._graph.num_nodes == NODES
-        assert fitted(**paths, separator="auto")._graph.edge_index.size(1) == 2 * NODES
+        assert fitted(**paths, separator=";")._parts["train"].graph.num_nodes == NODES
+        assert fitted(**paths, separator="auto")._parts["train"].graph.edge_index.size(1) == 2 * NODES
 
 
 class TestSavedAttributes:
@@ -574,13 +600,13 @@ class TestSavedAttributes:
     @pytest.mark.parametrize("shape", [(2 * NODES,), (2 * NODES, 1), (2 * NODES, 3)])
     def test_features_of_edges_stay_with_their_edges(self, save, shape):
         edge_attr = torch.arange(torch.Size(shape).numel()).reshape(shape)
-        kept = fitted(path=save(edge_attr=edge_attr))._graph.edge_attr
+        kept = fitted(path=save(edge_attr=edge_attr))._parts["train"].graph.edge_attr
         assert len(kept) == self.edges and kept[:, 0].tolist() == edge_attr.reshape(self.edges, -1)[:, 0].tolist()
 
     @pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr"])
     def test_sparse_features_are_features(self, save, form):
         x = torch.eye(NODES)
-        assert fitted(path=save(x=getattr(x, form)()))._graph.x.equal(x)
+        assert fitted(path=save(x=getattr(x, form)()))._parts["train"].graph.x.equal(x)
 
     @pytest.mark.parametrize(
         "changes, message",

@@ -321,7 +321,7 @@ class TestState:
         assert not torch.equal(first.context, second.context)
         state = first.state_dict()
         second.load_state_dict(state)
-        expected = (second._splits["train"] ** 2.0 - state["encoder"]["columns"][0]["mean"]) / (
+        expected = (second.drawn["train"] ** 2.0 - state["encoder"]["columns"][0]["mean"]) / (
             state["encoder"]["columns"][0]["std"]
         )
         assert_close(second.context[:, 0], torch.tensor(expected, dtype=torch.float32))

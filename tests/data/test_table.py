@@ -56,6 +56,14 @@ class TestReading:
             "n": ["1", "2"], "x": ["0.1", ""], "flag": ["1", "0"], "s": ["a", ""], "c": ["u", "v"]
         }  # fmt: skip
 
+    def test_columns_of_parquet_have_names_even_if_these_are_numbers(self, save):
+        buffer = io.BytesIO()
+        pd.DataFrame({"2019": [5, 7], "2020": [1, 2]}).to_parquet(buffer, index=False)
+        assert read_table(save(buffer.getvalue(), "t.parquet")).to_dict("list") == {
+            "2019": ["5", "7"],
+            "2020": ["1", "2"],
+        }
+
     def test_parquet_of_dates(self, save):
         buffer = io.BytesIO()
         pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}).to_parquet(buffer)

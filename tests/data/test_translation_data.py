@@ -204,7 +204,7 @@ class TestPrediction:
     def test_a_translation_is_one_line(self, fitted):
         data = TranslationData("dates")
         data.load_state_dict(fitted)
-        tokens = data._fitted()[1].encode(["one\ntwo"])
+        tokens = data.learned.target.encode(["one\ntwo"])
         assert data.target_texts(tokens) == ["one two"]
 
     def test_as_many_lines_come_back_as_went_in(self, fitted, tmp_path):
@@ -342,7 +342,7 @@ class TestKnownCorpora:
         options = {"test_source": write(tmp_path / "t.en", EN), "test_target": write(tmp_path / "t.de", DE)}
         data = ready("test", name="multi30k", root="nowhere", **options)
         data.prepare_data()  # and nothing is looked for
-        assert data._pairs["test"].source == EN
+        assert data._parts["test"].source == EN
 
     @pytest.mark.parametrize(("source", "target"), [("en", "de"), ("de", "fr"), ("fr", "en")])
     def test_multi30k(self, benchmark_root, source, target):
@@ -350,7 +350,7 @@ class TestKnownCorpora:
         data.prepare_data()
         data.setup("test")
         data.setup("validate")
-        assert {split: len(pairs.source) for split, pairs in data._pairs.items()} == {"test": 1000, "val": 1014}
+        assert {split: len(pairs.source) for split, pairs in data._parts.items()} == {"test": 1000, "val": 1014}
 
     def test_checksums_are_those_of_the_files(self, benchmark_root):
         files = DATASETS["multi30k"].files.values()
@@ -365,7 +365,7 @@ class TestKnownCorpora:
 
     def test_iwslt14(self, iwslt14_root):
         data = ready(name="iwslt14", root=str(iwslt14_root), vocabulary=2000)
-        assert (len(data._pairs["train"].source), len(data._pairs["val"].source)) == (8639, 7283)
+        assert (len(data._parts["train"].source), len(data._parts["val"].source)) == (8639, 7283)
         assert len(data.train_dataloader()) > 50
 
 
@@ -375,5 +375,5 @@ def test_checkpoint_state_is_plain(own, tmp_path) -> None:
     again = TranslationData(**own)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True)["state"])
     assert again.vocabularies == data.vocabularies
-    tokens = data._fitted()[1].encode(DE)
-    assert again._fitted()[1].encode(DE) == tokens
+    tokens = data.learned.target.encode(DE)
+    assert again.learned.target.encode(DE) == tokens
