@@ -170,8 +170,17 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
     @property
     def context(self) -> Tensor:
         """Features of the training rows, or of ``max_context`` of them, drawn once. (c, f) float32."""
-        features = self.encoded("train").features
-        if len(features) <= self.max_context:
-            return features
-        drawn = np.random.default_rng(self.seed).choice(len(features), self.max_context, replace=False)
-        return features[np.sort(drawn)]
+        return self._context.features
+
+    @property
+    def context_target(self) -> Tensor:
+        """Standardised targets of the same rows. (c,) float32."""
+        return self._context.target
+
+    @property
+    def _context(self) -> RowBatch:
+        rows = self.encoded("train")
+        if len(rows.row) <= self.max_context:
+            return rows
+        drawn = np.random.default_rng(self.seed).choice(len(rows.row), self.max_context, replace=False)
+        return rows.take(torch.from_numpy(np.sort(drawn)))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -28,6 +30,7 @@ from ika_lightning.data.messages import say
 from ika_lightning.internals import trainer_of
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.tasks.layers import name_layer
+from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, read_checkpoint_file
 from ika_lightning.trust import FromCheckpoint
 
@@ -83,6 +86,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         sizes: Names of the hyper-parameters that only the data knows; a checkpoint has them.
         optional_sizes: Those of them that may be None all the same.
         fixed: Those that have to be the data's own for a training to go on.
+        earlier: What other hyper-parameters were in checkpoints of earlier versions, which do not name them.
         encoding: Names of what the data module has learned on training rows and the weights depend on.
         headline: The measure that progress bars show.
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
@@ -97,6 +101,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
     sizes: tuple[str, ...]
     optional_sizes: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
+    earlier: Mapping[str, Any] = MappingProxyType({})
     encoding: tuple[str, ...]
     headline: str = "loss"
     scheduler_interval: Literal["epoch", "step"] = "epoch"
@@ -298,6 +303,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
                 )
         self._seed = checkpoint.get("noise_seed", self._seed)
         self._encoding = self._encoding_in(checkpoint)
+        sizes |= {name: value if saved is None else saved.get(name, value) for name, value in self.earlier.items()}
         other = any(self.hparams[name] != size for name, size in sizes.items())
         self.hparams.update(sizes)
         trainer = trainer_of(self)
@@ -354,7 +360,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             assert saved is not None
             state = checkpoint["state_dict"].items()
             weights = {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
-            return Start(path, weights, dict(saved), self._encoding_in(checkpoint))
+            return Start(path, weights, {**self.earlier, **saved}, self._encoding_in(checkpoint))
         if not self.is_built or self._encoding == self._encoding_of(data):
             return None
         weights = {key: value.detach().clone() for key, value in self.net.state_dict().items()}
@@ -483,7 +489,30 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             scheduler = self.scheduler(optimizer, max_lr=self.lr)  # type: ignore[call-arg]
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": MONITOR}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": self.scheduler_interval}}
+        interval = "step" if isinstance(scheduler, WarmupCosine) else self.scheduler_interval
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler, and tell one that ends with the training how far it is."""
+        if isinstance(scheduler, WarmupCosine):
+            scheduler.advance(self.progress)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
+
+    @property
+    def progress(self) -> float:
+        """How much of the training is over, from 0 to 1, by its updates or its time, whichever ends first.
+
+        0 all along if there is no end to either.
+        """
+        updates = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        timer = next((each for each in self.trainer.callbacks if isinstance(each, Timer)), None)  # type: ignore[attr-defined]
+        left = None if timer is None else timer.time_remaining()
+        if timer is None or left is None:
+            return updates
+        over = timer.time_elapsed()
+        # processes that go by clocks of their own would part
+        return max(updates, float(self.trainer.strategy.broadcast(over / (over + left))))
 
     # --- Measuring ----------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ class Regression(Task[RegressionData]):
     r"""Predict a number for each row of a table; rows attend to the training rows.
 
     Each row attends to a context of training rows and to nothing else, so a prediction never depends on what else is
-    asked. In training, a random part of each batch asks and the rest is its context: what is learned is to answer for
-    rows that are not in the context, as in evaluation. There, the context is the training rows (or the data module's
-    fixed choice of ``max_context`` of them). It travels in the checkpoint.
+    asked. Rows of the context bring their targets, rows that ask do not know theirs: so attention is kernel regression.
+    In training, a random part of each batch asks and the rest is its context: what is learned is to answer for rows
+    that are not in the context, as in evaluation. There, the context is the training rows (or the data module's fixed
+    choice of ``max_context`` of them). It travels in the checkpoint.
 
     The loss is the squared error of the standardised target plus ``kl_weight`` times the divergence of the
     attention's spectra from their priors. ``val/loss`` and ``test/loss`` are the squared error alone; ``rmse``, ``mae``
@@ -50,6 +52,8 @@ class Regression(Task[RegressionData]):
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
         query_fraction: Share of the rows of a training batch that ask; the others are their context.
+        context_targets: Whether rows of the context bring their targets. Without, attention finds similar rows, but not
+            what became of them.
         kl_weight: Weight of the attention's regulariser.
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
@@ -72,9 +76,11 @@ class Regression(Task[RegressionData]):
 
     net: RowTransformer
     context: Tensor
+    context_target: Tensor
     data_class = RegressionData
     sizes = ("num_features", "num_context", "target_mean", "target_std")
     fixed = ("num_features",)
+    earlier = MappingProxyType({"context_targets": False})
     encoding = ("target", "target_mean", "target_std", "columns")
     headline = "rmse"
 
@@ -87,6 +93,7 @@ class Regression(Task[RegressionData]):
         ffn_width: int | None = None,
         dropout: float = 0.1,
         query_fraction: float = 0.5,
+        context_targets: bool = True,
         kl_weight: float = 0.01,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -128,6 +135,7 @@ class Regression(Task[RegressionData]):
         sizes = self.hparams
         context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
         self.register_buffer("context", context)
+        self.register_buffer("context_target", context.new_zeros(len(context)) if sizes["context_targets"] else None)
         return RowTransformer(
             sizes["num_features"],
             width=sizes["width"],
@@ -136,12 +144,15 @@ class Regression(Task[RegressionData]):
             attention=self.attention,
             ffn_width=sizes["ffn_width"],
             dropout=sizes["dropout"],
+            targets=sizes["context_targets"],
         )
 
     def receive(self, data: RegressionData) -> None:
-        """Take the context: features of training rows."""
-        context = data.context
+        """Take the context: features of training rows, and their targets."""
+        context, target = data.context, data.context_target
         self.context = torch.empty(context.shape, device=self.device).copy_(context)
+        if self.hparams["context_targets"]:
+            self.context_target = torch.empty(target.shape, device=self.device).copy_(target)
 
     def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:
         """Keep all weights, for a table of the same columns."""
@@ -159,13 +170,14 @@ class Regression(Task[RegressionData]):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Predict the standardised target of standardised rows (r, num_features), from the context; returns (r,)."""
-        answers: Tensor = self.net(self.context, rows)
+        answers: Tensor = self.net(self.context, rows, self.context_target)
         return answers
 
     def loss(self, batch: RowBatch) -> Loss:
         """Return the loss of the first rows of a batch, which is in random order, with the others as context."""
         asking = max(1, int(self.query_fraction * len(batch.target)))
-        answers, target = self.net(batch.features[asking:], batch.features[:asking]), batch.target[:asking]
+        target, known = batch.target[:asking], batch.target[asking:] if self.hparams["context_targets"] else None
+        answers = self.net(batch.features[asking:], batch.features[:asking], known)
         return Loss(F.mse_loss(answers, target), len(target))
 
     def make_metrics(self) -> dict[str, Metric]:

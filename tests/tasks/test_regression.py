@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, attention_kl
 from ika_lightning.data import RegressionData
-from ika_lightning.tasks import Regression
+from ika_lightning.tasks import Regression, WarmupCosine
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0}
@@ -108,7 +108,7 @@ def test_training_loss_is_squared_error_and_kl(trained, table, tmp_path) -> None
     loss = model.training_step(batch, 0)
     torch.manual_seed(1)
     queries, context = batch.features[:30], batch.features[30:]  # half of 61, rounded down
-    answers = model.net(context, queries)
+    answers = model.net(context, queries, batch.target[30:])
     kl = attention_kl(model)
     assert kl > 0
     assert_close(loss, (answers - batch.target[:30]).square().mean() + 3.0 * kl)
@@ -121,10 +121,110 @@ def test_query_fraction(trained) -> None:
     sizes: list[int] = []
     model.net.register_forward_pre_hook(lambda net, inputs: sizes.extend(len(part) for part in inputs))
     model.training_step(next(iter(rows.train_dataloader())), 0)
-    assert sizes == [49, 12]  # context and queries of 61
+    assert sizes == [49, 12, 49]  # context, queries and targets of the context, of 61
     for wrong in (0.0, 1.0):
         with pytest.raises(ValueError, match=f"query_fraction must be between 0 and 1, got {wrong}"):
             Regression(query_fraction=wrong)
+
+
+class TestTargetsInTheContext:
+    def training_gradient(self, model, batch) -> torch.Tensor:
+        """What the answers of a training batch depend on."""
+        model.train().net.requires_grad_(False)
+        answers = []
+        model.net.register_forward_hook(lambda net, inputs, outputs: answers.append(outputs))
+        target = batch.target.clone().requires_grad_()
+        model.loss(batch._replace(target=target))
+        (of_target,) = torch.autograd.grad(answers[0].sum(), target)
+        return of_target
+
+    @pytest.mark.parametrize("attention", LAYERS)
+    def test_a_row_that_asks_never_knows_its_own_target_nor_that_of_others_who_ask(self, attention, table, tmp_path):
+        model, rows = Regression(attention, **SMALL), data(table)
+        trainer(tmp_path, max_epochs=1).fit(model, rows)
+        of_target = self.training_gradient(model, next(iter(rows.train_dataloader())))
+        assert (of_target[:30] == 0).all()
+        assert (of_target[30:] != 0).all()
+
+    def test_an_answer_does_not_change_with_the_target_of_its_row(self, trained):
+        model, rows, _ = trained
+        (batch,) = rows.test_dataloader()
+        assert_close(model(batch._replace(target=batch.target + 7).features), model(batch.features), rtol=0, atol=0)
+
+    def test_answers_change_with_the_targets_of_the_context(self, trained):
+        model, rows, _ = trained
+        (batch,) = rows.test_dataloader()
+        assert_close(model.context_target, rows.context_target, rtol=0, atol=0)
+        before = model(batch.features)
+        order = torch.randperm(len(model.context))
+        model.context_target = model.context_target[order]
+        assert not torch.isclose(model(batch.features), before, rtol=0, atol=1e-7).any()
+        model.context = model.context[order]
+        assert_close(model(batch.features), before, rtol=1e-4, atol=1e-5)
+
+    def test_context_and_targets_are_of_the_same_rows(self, table, tmp_path):
+        rows = data(table, max_context=17)
+        rows.setup("fit")
+        whole = rows.encoded("train")
+        places = [(whole.features == row).all(1).nonzero().item() for row in rows.context]
+        assert len(set(places)) == 17
+        assert_close(rows.context_target, whole.target[places], rtol=0, atol=0)
+
+    def test_a_checkpoint_of_an_earlier_version_has_none(self, table, tmp_path):
+        model, rows, path = Regression(RBF, **SMALL, context_targets=False), data(table), tmp_path / "earlier.ckpt"
+        fit = trainer(tmp_path, max_epochs=1)
+        fit.fit(model, rows)
+        fit.save_checkpoint(path)
+        saved = torch.load(path, weights_only=True)
+        assert "context_target" not in saved["state_dict"]
+        del saved["hyper_parameters"]["context_targets"]
+        torch.save(saved, path)
+        (batch,) = rows.test_dataloader()
+        loaded = Regression.load_from_checkpoint(path, weights_only=True)
+        assert_close(loaded.eval()(batch.features), model.eval()(batch.features), rtol=0, atol=0)
+        # the command line gives options of today
+        today = Regression(RBF, **SMALL)
+        trainer(tmp_path).test(today, rows, ckpt_path=path, weights_only=True, verbose=False)
+        assert_close(today.eval()(batch.features), model(batch.features), rtol=0, atol=0)
+        with pytest.raises(ValueError, match=r"another network, with context_targets=False \(here True\)"):
+            trainer(tmp_path, max_epochs=1).fit(Regression(RBF, **SMALL, init_from=str(path)), data(table))
+
+
+class TestSchedule:
+    def rates(self, folder, table, **options) -> list[float]:
+        model = Regression(
+            DotProduct, **SMALL, scheduler=WarmupCosine, optimizer=functools.partial(torch.optim.SGD, lr=1e-3)
+        )
+        seen: list[float] = []
+
+        class Watch(Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                seen.append(1e3 * trainer.optimizers[0].param_groups[0]["lr"])
+
+        trainer(folder, callbacks=[Watch()], limit_val_batches=0, **options).fit(model, data(table))
+        return seen
+
+    @pytest.mark.parametrize(
+        ("options", "updates"), [({"max_steps": 20, "max_epochs": -1}, 20), ({"max_epochs": 5}, 10)]
+    )
+    def test_it_ends_with_the_training_however_that_is_told(self, options, updates, table, tmp_path):
+        rates = self.rates(tmp_path, table, **options)
+        cosine = [(1 + math.cos(math.pi * update / updates)) / 2 for update in range(1, updates + 1)]
+        assert rates[1:] == pytest.approx(cosine[1:])
+
+    def test_it_ends_with_the_time(self, table, tmp_path):
+        rates = self.rates(tmp_path, table, max_epochs=-1, max_time={"seconds": 2})
+        assert rates[-1] < 0.1 < 0.9 < max(rates)
+        after = rates.index(max(rates))
+        assert rates[after:] == sorted(rates[after:], reverse=True)
+
+    def test_without_an_end_it_stays_at_the_beginning(self, table, tmp_path):
+        stop = Callback()
+        stop.on_train_batch_end = lambda trainer, *_: setattr(trainer, "should_stop", trainer.global_step == 4)
+        model = Regression(DotProduct, **SMALL, scheduler=WarmupCosine)
+        fit = trainer(tmp_path, callbacks=[stop], limit_val_batches=0, max_epochs=-1)
+        fit.fit(model, data(table))
+        assert model.progress == 0.0
 
 
 class TestCheckpoint:
