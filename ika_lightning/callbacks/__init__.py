@@ -6,6 +6,7 @@ The callbacks find the attention layers of this package in any LightningModule; 
 from lightning.pytorch import Callback
 
 from ika_lightning.callbacks.attention import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
+from ika_lightning.callbacks.averaging import AveragedWeights
 from ika_lightning.callbacks.hyperparameters import Hyperparameters
 from ika_lightning.callbacks.last import LastCheckpoint
 from ika_lightning.callbacks.predictions import PredictionWriter
@@ -14,6 +15,7 @@ from ika_lightning.callbacks.signals import TrainingSignals
 
 __all__ = [
     "AttentionMaps",
+    "AveragedWeights",
     "Hyperparameters",
     "LastCheckpoint",
     "LearnedSimilarity",

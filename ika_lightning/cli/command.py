@@ -37,6 +37,7 @@ from ika_lightning.cli.explain import (
     raised_on_purpose,
     read_file,
 )
+from ika_lightning.cli.length import set_length
 from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
@@ -172,7 +173,6 @@ class Command(LightningCLI):
             trainer_defaults={
                 "logger": LOGGER if self.fits else False,
                 "use_distributed_sampler": False,  # the data modules cut their samples by rank themselves
-                "max_epochs": 200,
                 "log_every_n_steps": 10,
                 "devices": 1 if args[0] in ("predict", "report") else "auto",
             },
@@ -271,6 +271,7 @@ class Command(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         if self.fits:
+            set_length(self.config.fit)
             self._name_loggers(self.config.fit)
             self.trainer_defaults["callbacks"] = watching(self.config.fit.pictures)
         elif self.subcommand == "predict" and is_standard_output(self.config.predict.output):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from ika_lightning.data.messages import say
 from ika_lightning.internals import trainer_of
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.tasks.layers import name_layer
+from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, read_checkpoint_file
 from ika_lightning.trust import FromCheckpoint
@@ -89,6 +90,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         earlier: What other hyper-parameters were in checkpoints of earlier versions, which do not name them.
         encoding: Names of what the data module has learned on training rows and the weights depend on.
         headline: The measure that progress bars show.
+        recipe: How the command line trains where neither ``max_epochs`` nor ``max_steps`` is given; None is 200 epochs.
         scheduler_interval: ``"epoch"``, or ``"step"`` for each update.
         lr: The learning rate that a ``LearningRateFinder`` has found, in place of the optimizer's own; else None.
 
@@ -104,6 +106,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
     earlier: Mapping[str, Any] = MappingProxyType({})
     encoding: tuple[str, ...]
     headline: str = "loss"
+    recipe: ClassVar[Recipe | None] = None
     scheduler_interval: Literal["epoch", "step"] = "epoch"
 
     def __init__(

@@ -21,6 +21,8 @@ from ika_lightning.pictures.results import draw_fit
 from ika_lightning.protocols import Figures
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
+from ika_lightning.tasks.recipe import Recipe
+from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start
 
 # Heads over the rows of a table are narrow, and learn more from the paper's estimator than beside an exact part. A name
@@ -83,6 +85,7 @@ class Regression(Task[RegressionData]):
     earlier = MappingProxyType({"context_targets": False})
     encoding = ("target", "target_mean", "target_std", "columns")
     headline = "rmse"
+    recipe = Recipe(updates=2000)
 
     def __init__(
         self,
@@ -95,8 +98,8 @@ class Regression(Task[RegressionData]):
         query_fraction: float = 0.5,
         context_targets: bool = True,
         kl_weight: float = 0.01,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.006),
+        scheduler: LRSchedulerCallable | None = WarmupCosine,
         compile: bool = False,
         init_from: str | None = None,
         num_features: int | None = None,
