@@ -16,7 +16,7 @@ from ika_lightning.data.checks import check_choices, check_least, check_source
 from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, check_graph, load_graph, read_graph
-from ika_lightning.data.loader import Loader, RowSampler, processes
+from ika_lightning.data.loader import Loader, RowSampler, processes, shares, update_shares
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.numbers import NumberFormat
 
@@ -200,9 +200,8 @@ class NodeClassificationData(DataModule):
             graph = _without(graph, graph.val_mask | graph.test_mask)
         batch = _batch(graph, graph.train_mask & (graph.y >= 0))
         if self.batch_size is None:
-            return self._whole(batch)
-        rank, world = processes(self)
-        sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, rank=rank, world=world)
+            return self._whole(batch, update_shares(self)["accumulate"])
+        sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, **update_shares(self))
         neighbours = Neighbours(batch.edge_index, len(batch.x), self.num_neighbors)
 
         def around(index: Tensor) -> NodeBatch:
@@ -479,10 +478,10 @@ class NodeClassificationData(DataModule):
             graph.x = (graph.x - torch.tensor(known["mean"])) / torch.tensor(known["std"])
         return graph
 
-    def _whole(self, batch: NodeBatch) -> Loader[NodeBatch]:
-        """The whole graph in each process, which asks for its share of the nodes."""
-        rank, world = processes(self)
-        return Loader((batch.asked[rank::world],), lambda asked: batch._replace(asked=asked))
+    def _whole(self, batch: NodeBatch, accumulate: int = 1) -> Loader[NodeBatch]:
+        """The whole graph in each process, which asks for its share of the nodes, in as many batches as accumulate."""
+        asked = shares([batch.asked.numpy()], *processes(self), accumulate)
+        return Loader(tuple(map(torch.from_numpy, asked)), lambda asked: batch._replace(asked=asked))
 
     def _part(self, part: str) -> NodeBatch:
         graph = self._encoded()

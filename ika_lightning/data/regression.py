@@ -15,7 +15,7 @@ from ika_lightning.data.checks import check_choices, check_fractions, check_leas
 from ika_lightning.data.datasets import DATASETS, TableSet, find_dataset
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.loader import Loader, RowSampler, processes, shares
+from ika_lightning.data.loader import Loader, RowSampler, processes, shares, update_shares
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat
 from ika_lightning.data.table import read_table, require_column
@@ -155,8 +155,7 @@ class RegressionData(DataModule):
     def train_dataloader(self) -> Loader[RowBatch]:
         """Random sets of ``batch_size`` training rows, drawn anew each epoch."""
         rows = self._part("train")
-        rank, world = processes(self)
-        sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world)
+        sampler = RowSampler(len(rows.row), self.batch_size, seed=self.seed, **update_shares(self))
         return Loader(sampler, rows.take)
 
     def val_dataloader(self) -> Loader[RowBatch] | list[Loader[RowBatch]]:

@@ -19,7 +19,7 @@ from ika_lightning.data.checks import check_fractions, check_least, check_source
 from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.labelled import Column, Labelled, read_labelled, read_texts
-from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
+from ika_lightning.data.loader import LengthSampler, Loader, pad, update_shares
 from ika_lightning.data.messages import quoted, say
 from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
@@ -422,11 +422,9 @@ class TextClassificationData(DataModule):
         return [tokens[: self.max_length] or [UNKNOWN] for tokens in encoded]
 
     def _sampler(self, texts: _Texts, shuffle: bool = False) -> LengthSampler:
-        rank, world = processes(self)
         lengths = np.array([len(tokens) for tokens in texts.tokens])
-        return LengthSampler(
-            lengths, batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world=world
-        )
+        dealt = update_shares(self, training=shuffle)
+        return LengthSampler(lengths, batch_size=self.batch_size, shuffle=shuffle, seed=self.seed, **dealt)
 
     def _loader(self, texts: _Texts, shuffle: bool = False) -> Loader[TextBatch]:
         return Loader(self._sampler(texts, shuffle), partial(_take, texts))

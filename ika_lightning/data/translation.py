@@ -18,7 +18,7 @@ from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import ParallelSet, find_dataset
 from ika_lightning.data.files import read_lines
 from ika_lightning.data.fingerprint import fingerprint
-from ika_lightning.data.loader import LengthSampler, Loader, pad, processes
+from ika_lightning.data.loader import LengthSampler, Loader, pad, processes, update_shares
 from ika_lightning.data.messages import quoted, say
 from ika_lightning.data.parallel import Pairs, pair_up
 from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
@@ -173,8 +173,7 @@ class TranslationData(DataModule):
         tokens = self._encode("train")
         lengths = np.array([[len(side) for side in pair] for pair in tokens])
         kept = self._filter(lengths - (1, 2))
-        rank, world = processes(self)
-        sampler = LengthSampler(lengths[kept], max_tokens=self.batch_tokens, seed=self.seed, rank=rank, world=world)
+        sampler = LengthSampler(lengths[kept], max_tokens=self.batch_tokens, seed=self.seed, **update_shares(self))
 
         def take(index: Tensor) -> TranslationBatch:
             number = torch.from_numpy(kept)[index]
