@@ -94,6 +94,13 @@ def mark_updated(metric: Metric) -> None:
 class EpochProgressBar(RichProgressBar):
     """Lightning's progress bar, for a training without a last epoch as well: ``Epoch 5``, and not ``Epoch 5/-2``."""
 
+    @classmethod
+    def like(cls, bar: RichProgressBar) -> EpochProgressBar:
+        """Return such a bar with the options of another: the trainer has made it already, or its user."""
+        new = cls()
+        vars(new).update(vars(bar))
+        return new
+
     @override
     def _get_train_description(self, current_epoch: int) -> str:
         description = super()._get_train_description(current_epoch)

@@ -2,6 +2,7 @@
 processes."""
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import pandas as pd
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 
-from ika_lightning.attention import MIKAN, ImplicitSpectrum
+from ika_lightning.attention import MIKAN
 from ika_lightning.attention.graph import KernelGATConv
 from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
 from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
 from ika_lightning.tasks.base import Task
 
 TASKS = ["regression", "text_classification", "translation", "node_classification", "node_batches"]
-STEPS = 20
+STEPS = 10
 
 
 def write_files(folder: Path) -> None:
@@ -39,22 +40,21 @@ def write_files(folder: Path) -> None:
         (folder / f"{side}.test").write_text("".join(lines[:9]))
 
 
-def build(task: str, folder: Path, joint: int = 1, **options: object) -> tuple[Task, LightningDataModule]:
-    """Return model and data of a task, with batches of as many processes together as ``joint`` says."""
+def build(
+    task: str, folder: Path, joint: int = 1, budget: int = 100, **options: object
+) -> tuple[Task, LightningDataModule]:
+    """Return model and data of a task, with batches that hold what ``joint`` of them do otherwise."""
     optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.5)
     small = {"dropout": 0.0, "kl_weight": 0.5, "optimizer": optimizer, **options}
     net = {"width": 8, "depth": 1, "num_heads": 2, **small}
     attention = functools.partial(MIKAN, num_samples=4)
     if task == "regression":
-        # a joint batch of sets of rows is one of accumulated gradients
         return Regression(attention, **net), RegressionData(path=str(folder / "rows.csv"), target="y", batch_size=20)
     if task == "text_classification":
         data = TextClassificationData(path=str(folder / "texts.tsv"), batch_size=7 * joint)
         model = TextClassification(attention, **net, class_weights=[1.0, 3.0, 0.5], embed_dropout=0.0)
         return model, data
     if task == "translation":
-        # a budget that is used up cuts other batches if it is twice as large
-        budget = 5000 if joint == 2 or torch.distributed.is_initialized() else 100
         files = {"source": str(folder / "a"), "target": str(folder / "b")}
         files |= {"test_source": str(folder / "a.test"), "test_target": str(folder / "b.test")}
         data = TranslationData(**files, val_fraction=0.05, vocabulary=300, batch_tokens=budget * joint, batch_size=8)
@@ -68,34 +68,27 @@ def build(task: str, folder: Path, joint: int = 1, **options: object) -> tuple[T
     return model, NodeClassificationData("karate", train_per_class=4, num_val=5, num_test=3, **batches)
 
 
-def train(task: str, folder: Path, joint: int = 1, **options: object) -> dict[str, dict[str, torch.Tensor]]:
-    """Train without noise and in double precision; return the weights and everything that was measured."""
+def train(task: str, folder: Path, trainer: dict[str, object], **options: object) -> dict[str, dict[str, torch.Tensor]]:
+    """Train in double precision; return the weights and everything that was measured."""
     seed_everything(1, verbose=False)
-    model, data = build(task, folder, joint)
-    trainer = Trainer(
+    model, data = build(task, folder, **options)
+    fit = Trainer(
         default_root_dir=folder, accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=STEPS,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, precision="64-true",
-        gradient_clip_val=1.0, num_sanity_val_steps=0, check_val_every_n_epoch=2, max_epochs=STEPS, **options,
-        accumulate_grad_batches=joint if task == "regression" else 1,
+        gradient_clip_val=1.0, num_sanity_val_steps=0, max_epochs=STEPS, **trainer,
     )  # fmt: skip
-    model.on_train_start = functools.partial(without_noise, model)
-    trainer.fit(model, data)
-    measured = {name: value.double() for name, value in trainer.callback_metrics.items()}
+    fit.fit(model, data)
+    measured = {name: value.double() for name, value in fit.callback_metrics.items()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    measured |= {name: torch.tensor(value) for name, value in trainer.test(model, data, verbose=False)[0].items()}
+    measured |= {name: torch.tensor(value) for name, value in fit.test(model, data, verbose=False)[0].items()}
     return {"weights": weights, "measured": measured}
-
-
-def without_noise(model: Task) -> None:
-    for module in model.modules():
-        if isinstance(module, ImplicitSpectrum):
-            module.eval()
 
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
+    world = {"devices": int(os.environ["WORLD_SIZE"]), "strategy": "ddp"}
     for name in TASKS:
-        found = train(name, where, devices=2, strategy="ddp")
+        found = train(name, where, world, dropout=0.2, budget=300)
         if torch.distributed.get_rank() == 0:
             torch.save(found, where / f"{name}.pt")
     rank = torch.distributed.get_rank()
@@ -105,7 +98,7 @@ if __name__ == "__main__":
         where = where / "other"
         (where / "rows.csv").write_text((where / "rows.csv").read_text() + "0.0,0.0,0.0\n")
     try:
-        train("regression", where, devices=2, strategy="ddp")
+        train("regression", where, world)
     except ValueError as error:
         Path(sys.argv[1], f"error{rank}").write_text(str(error))
     torch.distributed.destroy_process_group()  # or threads that still hold tensors may abort the process at its end

@@ -366,12 +366,13 @@ class TestFit:
     def test_says_where_the_results_are(self, capsys):
         code, stdout, _ = run(capsys, "fit", *TOY, *QUIET, "--trainer.max_epochs", "1")
         assert code == 0
-        lines = stdout.splitlines()[-4:]
+        lines = stdout.splitlines()[-5:]
         folder = "runs/toymodel/version_0"
         assert lines[0] == f"best checkpoint:  {folder}/checkpoints/best.ckpt"
         assert lines[1].startswith("val/loss:         ") and float(lines[1].split()[1]) > 0
-        assert lines[2] == f"TensorBoard:      {folder} (tensorboard --logdir {folder})"
-        assert lines[3] == f"to test it:       {PROGRAM} test --ckpt_path {folder}/checkpoints/best.ckpt"
+        assert lines[2] == "of epoch:         0"
+        assert lines[3] == f"TensorBoard:      {folder} (tensorboard --logdir {folder})"
+        assert lines[4] == f"to test it:       {PROGRAM} test --ckpt_path {folder}/checkpoints/best.ckpt"
 
     def test_another_logger_is_no_tensorboard(self, capsys):
         csv = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"]

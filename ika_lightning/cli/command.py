@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -42,10 +42,10 @@ from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
 from ika_lightning.cli.runs import CONFIG, RECORD, Place, Run, file_loggers, other_processes_run, own_run
-from ika_lightning.internals import argument_of_finder, set_version
+from ika_lightning.internals import EpochProgressBar, argument_of_finder, set_version
 from ika_lightning.output import is_standard_output, write_output
 from ika_lightning.tasks.base import MONITOR, Task
-from ika_lightning.trust import Names, join_places, named_places, parse_option
+from ika_lightning.trust import Names, join_places, named_places, parse_option, plain_tensors
 
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -60,6 +60,8 @@ CHECKPOINT = {
     "auto_insert_metric_name": False,
 }
 EARLY_STOPPING = {"monitor": MONITOR, "patience": 50}
+#: Where a checkpoint keeps what the validation before it has measured.
+MEASURED = "measured"
 # the sections of a training's configuration that are arguments of a class
 GROUPS: dict[str, type] = {
     "trainer": ReportingTrainer,
@@ -129,6 +131,15 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.text
         checkpoint["run"] = self.record
+        # figures of training are those of the epoch before
+        watched = {
+            callback.monitor for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)
+        }
+        checkpoint[MEASURED] = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("val/") or name in watched
+        }
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -303,7 +314,11 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         try:
             trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))
+            for number, callback in enumerate(callbacks):
+                if type(callback) is RichProgressBar:
+                    callbacks[number] = EpochProgressBar.like(callback)
             return trainer
         except (TypeError, ValueError) as error:  # an option of the trainer that its types alone could not refuse
             raise UsageError(str(error)) from error
@@ -387,8 +402,8 @@ class Command(LightningCLI):
         best = checkpoint.best_model_path and _shown(checkpoint.best_model_path)
         if best:
             print(f"best checkpoint:  {best}")
-            if checkpoint.best_model_score is not None:  # forked processes keep it to themselves
-                print(f"{f'{checkpoint.monitor}:':<18}{checkpoint.best_model_score:.6g}")
+            for name, value in _measures(Path(checkpoint.best_model_path), checkpoint):
+                print(f"{f'{name}:':<18}{value}")
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
         for logger in self.trainer.loggers:
@@ -411,6 +426,19 @@ class Command(LightningCLI):
         to_stdout = is_standard_output(self.writer.path)
         where = "standard output" if to_stdout else self.writer.path
         print(f"{self.writer.count} predictions written to {where}", file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _measures(path: Path, callback: ModelCheckpoint) -> Iterator[tuple[str, str]]:
+    """What the best checkpoint was measured at, all of one epoch, what is monitored first; nothing if it is gone."""
+    if not path.is_file():
+        return
+    # the weights are not looked at
+    with plain_tensors():
+        checkpoint = torch.load(path, map_location="meta", weights_only=True)
+    measured = checkpoint.get(MEASURED, {})
+    for name in sorted(measured, key=lambda name: (name != callback.monitor, name)):
+        yield name, f"{measured[name]:.6g}"
+    yield "of epoch", str(checkpoint["epoch"])
 
 
 def _shown(path: str) -> str:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.graphs import NodeGraph, read_graph
-from ika_lightning.data.loader import Loader, RowSampler, processes
+from ika_lightning.data.loader import Loader, RowSampler, shares, update_shares
 from ika_lightning.data.neighbours import Neighbours
 from ika_lightning.data.nodes import NodeBatch, NodeCorpus, NodeEncoder, Scaling, check_edges
 from ika_lightning.data.numbers import NumberFormat
@@ -160,11 +161,12 @@ class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeB
     def loader(self, part: str) -> Loader[NodeBatch]:
         """The whole graph, asked for the nodes of a split; in training perhaps ``batch_size`` nodes at a time."""
         batch = self.encoded(part)
-        rank, world = processes(self)
+        dealt = update_shares(self, training=part == "train")
         if part != "train" or self.batch_size is None:
-            # in each process, which asks for its share of the nodes
-            return Loader((batch.asked[rank::world],), lambda asked: batch._replace(asked=asked))
-        sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, rank=rank, world=world)
+            # in each process, which asks for its share of the nodes, in as many batches as make an update
+            asked = shares([batch.asked.numpy()], **dealt)
+            return Loader(tuple(map(torch.from_numpy, asked)), lambda asked: batch._replace(asked=asked))
+        sampler = RowSampler(len(batch.asked), self.batch_size, seed=self.seed, **dealt)
         neighbours = Neighbours(batch.edge_index, len(batch.x), self.num_neighbors)
 
         def around(index: Tensor) -> NodeBatch:

@@ -10,7 +10,7 @@ from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.checks import check_choices, check_least, check_source
 from ika_lightning.data.datasets import TableSet, find_dataset
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
-from ika_lightning.data.loader import Loader, RowSampler, processes, shares
+from ika_lightning.data.loader import Loader, RowSampler, processes, shares, update_shares
 from ika_lightning.data.numbers import NumberFormat
 from ika_lightning.data.rows import Rows, TableCorpus
 
@@ -140,9 +140,9 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
     def loader(self, part: str) -> Loader[RowBatch]:
         """Random sets of training rows; of others ``max_context`` at a time, in the order of their file."""
         rows = self.encoded(part)
-        rank, world = processes(self)
         if part == "train":
-            return Loader(RowSampler(len(rows.row), self.batch_size, seed=self.seed, rank=rank, world=world), rows.take)
+            return Loader(RowSampler(len(rows.row), self.batch_size, seed=self.seed, **update_shares(self)), rows.take)
+        rank, world = processes(self)
         size = self.max_context * world
         joint = np.split(np.arange(len(rows.row)), range(size, len(rows.row), size))
         return Loader(tuple(map(torch.from_numpy, shares(joint, rank, world))), rows.take)

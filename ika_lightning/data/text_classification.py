@@ -9,7 +9,7 @@ from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.labelled import Column, Labelled
-from ika_lightning.data.loader import LengthSampler, Loader, processes
+from ika_lightning.data.loader import LengthSampler, Loader, update_shares
 from ika_lightning.data.texts import TextBatch, TextCorpus, TextEncoder, Tokens
 from ika_lightning.data.tokenizer import Tokenizer
 
@@ -121,15 +121,9 @@ class TextClassificationData(DataModule[Labelled, TextEncoder, Tokens, TextBatch
     def loader(self, part: str) -> Loader[TextBatch]:
         """Batches of texts of similar length; in evaluation, from short to long."""
         texts = self.encoded(part)
-        rank, world = processes(self)
-        sampler = LengthSampler(
-            texts.lengths,
-            batch_size=self.batch_size,
-            shuffle=part == "train",
-            seed=self.seed,
-            rank=rank,
-            world=world,
-        )
+        trains = part == "train"
+        dealt = update_shares(self, training=trains)
+        sampler = LengthSampler(texts.lengths, batch_size=self.batch_size, shuffle=trains, seed=self.seed, **dealt)
         return Loader(sampler, texts.take)
 
     @property

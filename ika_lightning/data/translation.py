@@ -8,7 +8,7 @@ from torch import Tensor
 from ika_lightning.data.base import DataModule, plain
 from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import ParallelSet, find_dataset
-from ika_lightning.data.loader import LengthSampler, Loader, processes
+from ika_lightning.data.loader import LengthSampler, Loader, update_shares
 from ika_lightning.data.pairs import (
     PairCorpus,
     PairEncoder,
@@ -138,14 +138,12 @@ class TranslationData(DataModule[Pairs, PairEncoder, PairTokens, TranslationBatc
         if part == "predict":
             pieces = Pieces.cut(tokens.source, self.max_length, self.learned.source)
             return Loader(LengthSampler(pieces.lengths, batch_size=self.batch_size, shuffle=False), pieces.take)
-        rank, world = processes(self)
+        dealt = update_shares(self, training=part == "train")
         if part == "train":
             tokens, self.left_out = tokens.usable(self.max_length, self.max_ratio)
-            sampler = LengthSampler(
-                tokens.lengths, max_tokens=self.batch_tokens, seed=self.seed, rank=rank, world=world
-            )
+            sampler = LengthSampler(tokens.lengths, max_tokens=self.batch_tokens, seed=self.seed, **dealt)
         else:
-            sampler = LengthSampler(tokens.lengths, batch_size=self.batch_size, shuffle=False, rank=rank, world=world)
+            sampler = LengthSampler(tokens.lengths, batch_size=self.batch_size, shuffle=False, **dealt)
         return Loader(sampler, tokens.take)
 
     @property

@@ -72,7 +72,6 @@ class TextClassification(Task[TextClassificationData]):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from ika_lightning.data import TextClassificationData
-    from ika_lightning.data.messages import quoted
         >>> trainer = Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         ...                   enable_model_summary=False)
         >>> data = TextClassificationData("languages", unit="subword", vocab_size=500)

@@ -92,6 +92,13 @@ class TestLengthSampler:
         served = list(chain(*joint))
         assert len(served) > 331 - 3 and len(set(served)) == len(served)
 
+    @pytest.mark.parametrize("size", [{"batch_size": 4}, {"max_tokens": 50}])
+    def test_batches_of_an_update_are_the_same_whoever_has_them(self, lengths, size):
+        alone = epoch(LengthSampler(lengths, **size, accumulate=6), 2)
+        three = [epoch(LengthSampler(lengths, **size, rank=rank, world=3, accumulate=2), 2) for rank in range(3)]
+        assert [batch for update in zip(*three, strict=True) for batch in update] == alone
+        assert len(alone) % 6 == 0 and all(alone)
+
     def test_in_order_leaves_nothing_out(self, lengths):
         ranks = [epoch(LengthSampler(lengths, batch_size=4, shuffle=False, rank=rank, world=5)) for rank in range(5)]
         assert sorted(chain(*chain(*ranks))) == list(range(331))

@@ -192,12 +192,25 @@ class TestLoaders:
         assert [len(rows) for rows in RowSampler(17, batch_size=7)] == [7, 7]
         assert [len(rows) for rows in RowSampler(18, batch_size=7)] == [7, 7, 4]
 
-    def test_processes_share_the_batches(self):
-        alone = [rows.tolist() for rows in RowSampler(53, 7, seed=3)]
-        shares = [[rows.tolist() for rows in RowSampler(53, 7, seed=3, rank=rank, world=2)] for rank in (0, 1)]
-        assert [len(share) for share in shares] == [4, 4]  # of 8 sets
-        assert sorted(shares[0] + shares[1]) == sorted(alone)
-        assert [len(RowSampler(5, 7, rank=rank, world=2)) for rank in (0, 1)] == [1, 1]
+    def test_processes_share_the_rows_of_an_update(self):
+        def sets(count: int, size: int = 7, **place: int) -> list[list[int]]:
+            return [rows.tolist() for rows in RowSampler(count, size, seed=3, **place)]
+
+        shares = [sets(53, rank=rank, world=2) for rank in (0, 1)]
+        # 53 = 3 * 14 + 11, and 11 is at least half of 14
+        assert [[len(rows) for rows in share] for share in shares] == [[7, 7, 7, 6], [7, 7, 7, 5]]
+        updates = [sorted(one + other) for one, other in zip(*shares, strict=True)]
+        assert updates == [sorted(rows) for rows in sets(53, 14)]
+        # one process that accumulates has the same sets, one after another
+        assert sets(53, accumulate=2) == [rows for pair in zip(*shares, strict=True) for rows in pair]
+        four = [sets(53, rank=rank, world=2, accumulate=2) for rank in (0, 1)]
+        assert [rows for pair in zip(*four, strict=True) for rows in pair] == sets(53, accumulate=4)
+
+    def test_few_rows_are_all_in_each_set(self):
+        sets = [[rows.tolist() for rows in RowSampler(5, 7, rank=rank, world=3)] for rank in range(3)]
+        assert [[sorted(rows) for rows in own] for own in sets] == [[[0, 1, 2, 3, 4]]] * 3
+        assert sets[0] != sets[1] != sets[2] != sets[0]
+        assert [len(rows) for rows in RowSampler(8, 5, world=4)] == [5]
 
     def test_goes_on_after_an_interruption(self, write):
         whole, stopped, resumed = (fitted(write(53), batch_size=7).train_dataloader() for _ in range(3))

@@ -15,6 +15,7 @@ from ika_lightning.attention import IKANDirect
 from ika_lightning.cli import main
 from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
 from ika_lightning.data.tokenizer import Tokenizer
+from ika_lightning.internals import EpochProgressBar
 from ika_lightning.tasks import NodeClassification, Regression, Task, TextClassification, Translation
 from ika_lightning.trust import Untrusted
 
@@ -349,6 +350,20 @@ class TestOtherGraphs:
             trainer(max_steps=3).fit(node_model(), graph(nodes), ckpt_path="model.ckpt", weights_only=True)
 
 
+class TestPrecision:
+    @pytest.mark.usefixtures("graphs")
+    def test_double_stays_double(self) -> None:
+        """Of data that knows no sizes before the checkpoint is loaded."""
+        model, double = node_model(), {"precision": "64-true"}
+        fit = trainer(**double)
+        fit.fit(model, graph("two.csv"))
+        fit.save_checkpoint("model.ckpt", weights_only=False)
+        loaded = node_model()
+        trainer(**double).test(loaded, graph("two.csv"), ckpt_path="model.ckpt", weights_only=True, verbose=False)
+        assert_close(weights_of(loaded), weights_of(model), rtol=0, atol=0)
+        assert {value.dtype for value in weights_of(loaded).values()} == {torch.float64}
+
+
 class TestOtherFiles:
     """What is no checkpoint of the task is refused in a line, by whatever way it comes."""
 
@@ -385,7 +400,9 @@ class TestOtherFiles:
 
 class TestCommandLine:
     def fit(self, *options: str) -> None:
-        quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+        quiet = ["--trainer.accelerator", "cpu"]
+        if not any("progress" in option.lower() for option in options):
+            quiet += ["--trainer.enable_progress_bar", "false"]
         small = ["--model.width", "8", "--model.depth", "1", "--model.num_heads", "2", "--pictures", "0"]
         data = ["--model", "Regression", "--data", "RegressionData", "--data.target", "y", "--data.path"]
         main(["fit", *data, *options, *quiet, *small, "--trainer.enable_model_summary", "false"])
@@ -406,6 +423,40 @@ class TestCommandLine:
         assert "starting from" not in capsys.readouterr().err
         saved = torch.load("runs/regression/version_1/checkpoints/last.ckpt", weights_only=True)
         assert saved["epoch"] == 2 and "init_from: start.ckpt" in saved["config"]
+
+    def test_it_ends_with_the_measures_of_the_best_checkpoint(
+        self, files: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The first epoch is the best, as the learning rate is far too large; measures are in the target's units."""
+        table = pd.read_csv("rows.csv")
+        table.assign(y=1e3 * table["y"]).to_csv("rows.csv", index=False)
+        fast = ["--model.optimizer", "SGD", "--model.optimizer.lr", "9", "--trainer.gradient_clip_val", "1"]
+        self.fit("rows.csv", *fast, "--trainer.max_epochs", "4")
+        lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+        said = {name: float(value) for name, value in lines.items() if name.startswith("val/")}
+        best = lines["best checkpoint"].strip()
+        arguments = ["--ckpt_path", best, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+        main(["validate", *arguments, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "csv"])
+        (metrics,) = Path("csv").rglob("metrics.csv")
+        measured = pd.read_csv(metrics).iloc[0]
+        assert set(said) == {"val/loss", "val/rmse", "val/mae", "val/r2"} and said["val/rmse"] > 100
+        for name, value in said.items():
+            assert value == pytest.approx(measured[name], rel=1e-5)
+        assert int(lines["of epoch"]) == torch.load(best, weights_only=True)["epoch"] < 3
+
+    def test_a_training_without_an_end_tells_no_last_epoch(
+        self, files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("rich", reason="without it, Lightning's other bar tells no last epoch")
+        told: list[str] = []
+        describe = EpochProgressBar._get_train_description
+        monkeypatch.setattr(
+            EpochProgressBar, "_get_train_description",
+            lambda bar, epoch: told.append(describe(bar, epoch).rstrip()) or describe(bar, epoch),
+        )  # fmt: skip
+        most = ["--trainer.max_epochs", "-1", "--trainer.max_steps", "8", "--data.batch_size", "60"]
+        self.fit("rows.csv", *most, "--trainer.enable_progress_bar", "true")
+        assert told[:2] == ["Epoch 0", "Epoch 1"]
 
     def test_a_mistake_is_one_line(self, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
