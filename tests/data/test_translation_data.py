@@ -96,7 +96,7 @@ class TestOwnFiles:
         loaders = []
         for rank in range(3):
             data = ready(**own)
-            data.trainer = SimpleNamespace(global_rank=rank, world_size=3)
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=3, accumulate_grad_batches=1)
             loaders.append(data.train_dataloader())
         batches = [list(loader) for loader in loaders]
         assert len({len(share) for share in batches}) == 1
