@@ -9,7 +9,6 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
-from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics import MeanMetric
@@ -34,8 +33,17 @@ def test_a_module_knows_its_trainer() -> None:
 def test_the_state_of_the_loops() -> None:
     """One step later, but for the batch that was fetched, it is what it was before it."""
 
-    class Watched(BoringModel):
-        states: list[dict[str, Any]] = []  # noqa: RUF012
+    class Watched(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.states: list[dict[str, Any]] = []
+
+        def training_step(self, *args: Any) -> torch.Tensor:
+            return 2 * self.weight
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
 
         def on_train_batch_end(self, *args: Any) -> None:
             self.states.append(self.trainer.fit_loop.state_dict())
@@ -45,7 +53,7 @@ def test_the_state_of_the_loops() -> None:
 
     model = Watched()
     fit = trainer(max_steps=3, limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False)
-    fit.fit(model)
+    fit.fit(model, torch.utils.data.DataLoader(range(5)))
     # the end of the first batch, and the beginning of the second
     before, after = model.states[1]["epoch_loop.batch_progress"], model.states[2]
     assert after["epoch_loop.batch_progress"]["current"]["ready"] == before["current"]["ready"] + 1

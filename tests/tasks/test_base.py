@@ -37,7 +37,7 @@ class TestNames:
 
 class TestOptimizer:
     def test_alone(self):
-        task = Regression(optimizer=functools.partial(torch.optim.SGD, lr=0.3))
+        task = Regression(optimizer=functools.partial(torch.optim.SGD, lr=0.3), scheduler=None)
         task.net = torch.nn.Linear(2, 1)
         optimizer = task.configure_optimizers()
         assert isinstance(optimizer, torch.optim.SGD)
