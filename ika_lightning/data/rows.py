@@ -99,13 +99,16 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
         """Read and split the table, once for all stages."""
         if "train" in known:
             return Found({}, {})
-        if self.dataset is None:
-            table = read_table(str(self.path), self.separator)
-        else:
-            table = read_table(str(self.dataset.file("table", self.root)))
+        table = self.read_table()
         numbers = self._deal(table) if self.published_split is None else self._deal_around(table, self.published_split)
         parts = {part: Rows(table, chosen, self.source) for part, chosen in numbers.items() if chosen.size}
         return Found(parts, {} if self.split == "ordered" else numbers)
+
+    def read_table(self) -> pd.DataFrame:
+        """Read the table that is split."""
+        if self.dataset is None:
+            return read_table(str(self.path), self.separator)
+        return read_table(str(self.dataset.file("table", self.root)))
 
     def _deal(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
         """Deal out the rows of a table, or groups of them."""

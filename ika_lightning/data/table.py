@@ -15,7 +15,7 @@ from ika_lightning.data.files import without_garbage_collection
 from ika_lightning.data.messages import closest, quote, quoted, say
 from ika_lightning.data.numbers import is_number
 
-__all__ = ["header_of", "read_rows", "read_table", "require_column"]
+__all__ = ["as_text", "header_of", "read_rows", "read_table", "require_column"]
 
 # Rows that are turned into columns at a time: lists of a million rows would take many times the memory of columns.
 _CHUNK = 50_000
@@ -181,6 +181,35 @@ def _read_parquet(content: bytes, path: object) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no Parquet file that can be read ({reason}); write it again") from None
+    return _cells_of(table, path)
+
+
+def as_text(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Write the cells of a table in memory as a file would have them; see :func:`read_table` of a ``.parquet``.
+
+    Args:
+        frame: Columns of numbers, booleans, strings or categories of such, with names; its index is left out.
+        source: What errors call the table.
+
+    Returns:
+        One string per cell.
+
+    Raises:
+        ValueError: If a column is of another type, or names are missing or twice there.
+
+    Example:
+        >>> as_text(pd.DataFrame({"rooms": [3, 5], "price": [0.5, None]}), "the table").to_dict("list")
+        {'rooms': ['3', '5'], 'price': ['0.5', '']}
+    """
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{source}: a column is neither numbers nor strings ({reason}); convert it") from None
+    return _cells_of(table, source)
+
+
+def _cells_of(table: pa.Table, path: object) -> pd.DataFrame:
     # Pandas stores an index without a name as a column of this name: it is a count of rows, not data.
     columns_of_data = [name for name in table.column_names if not name.startswith("__index_level_")]
     header = header_of(columns_of_data, path, is_certain=True)

@@ -1,0 +1,354 @@
+"""Attention over the rows of a table as an estimator of scikit-learn."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d, validate_data
+
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
+from ika_lightning.callbacks import AveragedWeights
+from ika_lightning.data import RegressionData
+from ika_lightning.data.rows import TableCorpus
+from ika_lightning.data.table import as_text
+from ika_lightning.output import write_output
+from ika_lightning.tasks import Regression
+from ika_lightning.tasks.base import MONITOR
+from ika_lightning.tasks.layers import find_layer
+
+__all__ = ["KernelAttentionRegressor"]
+
+_RECIPE = Regression.recipe
+assert _RECIPE is not None
+
+# In the narrow heads of rows of a table, the paper's estimator learns more than one beside an exact part.
+_LAYERS: dict[str, Any] = {
+    "IKANDirect": partial(IKANDirect, init="rbf"),
+    "IKAN": partial(IKAN, init="rbf"),
+    "MIKAN": partial(MIKAN, init="rbf"),
+    "RBF": RBF,
+    "DotProduct": DotProduct,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame(TableCorpus):
+    """A table in memory, as text."""
+
+    table: pd.DataFrame
+
+    @classmethod
+    def of(cls, corpus: TableCorpus, table: pd.DataFrame) -> Self:
+        return cls(**{each.name: getattr(corpus, each.name) for each in fields(corpus)}, table=table)
+
+    def read_table(self) -> pd.DataFrame:
+        return self.table
+
+
+class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
+    r"""Kernel regression by attention over training rows, with a kernel that is learned.
+
+    .. math:: \hat y(x) = \sum_j \frac{w(x, x_j)}{\sum_{j'} w(x, x_{j'})} v(x_j, y_j)
+
+    in one layer of a head; the model has several of both. The same task, data and training as ``python -m ika_lightning
+    fit --model Regression``: what is not said here is what stands there.
+
+    Columns of numbers are standardised; columns of text or categories, of a DataFrame, become a feature for each
+    category. A column of text whose every cell is a number is numbers, as it would be in a file. Rows for validation
+    are drawn from those of ``fit``, and choose when in the training the weights were best.
+
+    Args:
+        attention: The attention layer: ``"IKANDirect"``, ``"IKAN"``, ``"MIKAN"``, ``"RBF"`` or ``"DotProduct"``; or a
+            class of layers, or a ``functools.partial`` of one. The first three start as the paper's estimator
+            (``init="rbf"``), which rows of tables ask for.
+        width: Width of the network.
+        depth: Number of layers.
+        num_heads: Number of attention heads; it must divide the width.
+        dropout: Probability with which an output of attention or network is dropped in training.
+        learning_rate: The highest learning rate.
+        updates: How many updates the training has.
+        max_time: Seconds that it has instead, if it is given.
+        batch_size: Rows in a training batch, those that ask and those that are their context.
+        max_context: Most training rows that are the context of predictions.
+        validation_fraction: Share of the rows for validation, at least one; 0 takes the weights of the end.
+        random_state: Seed of everything that is drawn: a number, a ``numpy.random.RandomState``, or None.
+        verbose: 1 shows a progress bar and what Lightning says.
+
+    Attributes:
+        checkpoint_: The trained model as the bytes of a checkpoint, which :meth:`save` writes.
+        n_features_in_: How many columns there were.
+        feature_names_in_: Their names, if they had names.
+
+    Raises:
+        ValueError: In ``fit``, if an argument is out of its range or the data does not fit: the message says which.
+
+    Example:
+        >>> from sklearn.datasets import make_friedman1
+        >>> X, y = make_friedman1(50, random_state=0)
+        >>> model = KernelAttentionRegressor(width=16, depth=1, num_heads=2, updates=5, random_state=0).fit(X, y)
+        >>> model.predict(X[:3]).shape
+        (3,)
+    """
+
+    def __init__(
+        self,
+        attention: Any = "IKANDirect",
+        *,
+        width: int = 64,
+        depth: int = 2,
+        num_heads: int = 8,
+        dropout: float = 0.1,
+        learning_rate: float = 0.006,
+        updates: int = _RECIPE.updates,
+        max_time: float | None = None,
+        batch_size: int = 256,
+        max_context: int = 2048,
+        validation_fraction: float = 0.1,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        # as scikit-learn asks: what is given is kept, and looked at in fit
+        self.attention = attention
+        self.width = width
+        self.depth = depth
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.updates = updates
+        self.max_time = max_time
+        self.batch_size = batch_size
+        self.max_context = max_context
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+        # what the checkpoint is, once it is looked at
+        self._model: tuple[Regression, RegressionData] | None = None
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on rows and their targets.
+
+        Args:
+            X: Rows: numbers (r, f), or a DataFrame, which may have columns of text.
+            y: Their targets, (r,).
+        """
+        self._check_arguments()
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        table = self._table(X, reset=True)
+        target = column_or_1d(check_array(y, ensure_2d=False, dtype="numeric", input_name="y"), warn=True)
+        check_consistent_length(table, target)
+        name = _new_name("target" if getattr(y, "name", None) is None else str(y.name), table.columns)
+        table[name] = as_text(pd.DataFrame({"y": target.astype(np.float64)}), "y")["y"]
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(seed)
+            data = self._data(table, name, seed)
+            self.checkpoint_ = self._train(data, Path(folder))
+        self._model = self._load()
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Predict targets.
+
+        Args:
+            X: Rows as in :meth:`fit`. Columns of a DataFrame are found by name.
+
+        Returns:
+            In the unit of the targets, (r,) float64.
+
+        Raises:
+            NotFittedError: Before :meth:`fit`.
+            ValueError: If columns are missing, or a category is new.
+        """
+        model, data = self._fitted()
+        table = self._table(X, reset=False)
+        batch = data.learned.encode(table, "X", labelled=False)
+        with torch.inference_mode():
+            parts = [
+                model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
+            ]
+        return torch.cat(parts).numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write the trained model as a checkpoint, from which ``python -m ika_lightning predict`` predicts as well.
+
+        Args:
+            path: The file: whole or not at all.
+
+        Raises:
+            NotFittedError: Before :meth:`fit`.
+            OSError: If it cannot be written.
+        """
+        self._fitted()
+        write_output(path, self.checkpoint_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the model, which the checkpoint is."""
+        return super().__getstate__() | {"_model": None}
+
+    # --- How it is done -----------------------------------------------------------------------------------------------
+
+    def _check_arguments(self) -> None:
+        for name in ("updates", "width", "num_heads", "max_context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.max_time is not None and not self.max_time > 0:
+            raise ValueError(f"max_time must be a positive number of seconds, got {self.max_time}")
+        if isinstance(self.attention, str) and self.attention not in _LAYERS:
+            raise ValueError(
+                f"attention must be a class of layers or one of {', '.join(_LAYERS)}, got {self.attention!r}"
+            )
+
+    def _table(self, X: Any, *, reset: bool) -> pd.DataFrame:
+        """The cells of rows as text, by names of columns."""
+        if isinstance(X, pd.DataFrame) and not all(map(pd.api.types.is_numeric_dtype, X.dtypes)):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if not len(X):
+                raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
+            return as_text(X, "X")
+        least = 2 if reset else 1
+        numbers = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=least)
+        names = getattr(self, "feature_names_in_", None)
+        columns = (
+            [f"x{number}" for number in range(numbers.shape[1])] if names is None else [str(name) for name in names]
+        )
+        return as_text(pd.DataFrame(numbers, columns=columns), "X")
+
+    def _data(self, table: pd.DataFrame, target: str, seed: int) -> RegressionData:
+        data = RegressionData(
+            path="X",
+            target=target,
+            val_fraction=self.validation_fraction,
+            test_fraction=0.0,
+            batch_size=self.batch_size,
+            max_context=self.max_context,
+            seed=seed,
+        )
+        data.corpus = _Frame.of(cast("TableCorpus", data.corpus), table)
+        return data
+
+    def _train(self, data: RegressionData, folder: Path) -> bytes:
+        assert _RECIPE is not None
+        model = Regression(
+            _LAYERS[self.attention] if isinstance(self.attention, str) else self.attention,
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            optimizer=partial(torch.optim.AdamW, lr=self.learning_rate),
+        )
+        every = max(1, self.updates // _RECIPE.measurements)
+        validates = self.validation_fraction > 0
+        best = ModelCheckpoint(folder, "best", monitor=MONITOR) if validates else ModelCheckpoint(folder, "best")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=-1,
+            max_steps=-1 if self.max_time else self.updates,
+            max_time=None if self.max_time is None else timedelta(seconds=self.max_time),
+            val_check_interval=every if validates else None,
+            check_val_every_n_epoch=None if validates else 1,
+            limit_val_batches=None if validates else 0,
+            num_sanity_val_steps=0,
+            callbacks=[AveragedWeights(_RECIPE.decay), best, _Named(data)],
+            logger=False,
+            enable_progress_bar=bool(self.verbose),
+            enable_model_summary=bool(self.verbose),
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(model, data)
+        # the last validation may be before the last update, or there may be none
+        if not best.best_model_path:
+            trainer.save_checkpoint(folder / "best.ckpt")
+        return Path(best.best_model_path or folder / "best.ckpt").read_bytes()
+
+    def _fitted(self) -> tuple[Regression, RegressionData]:
+        if not hasattr(self, "checkpoint_"):
+            name = type(self).__name__
+            raise NotFittedError(f"this {name} is not fitted yet; call fit with rows and targets first")
+        if self._model is None:
+            self._model = self._load()
+        return self._model
+
+    def _load(self) -> tuple[Regression, RegressionData]:
+        # layers are drawn before they are loaded
+        with torch.random.fork_rng():
+            model = Regression.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
+        return model.eval(), RegressionData.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
+
+
+class _Named(Callback):
+    """Puts into a checkpoint the configuration by which the command line builds model and data again."""
+
+    def __init__(self, data: RegressionData) -> None:
+        self.data = data
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        of_model = {name: value for name, value in pl_module.hparams.items() if name not in pl_module.sizes}
+        config = {
+            "model": {
+                "class_path": "ika_lightning.tasks.Regression",
+                "init_args": of_model | {"attention": _explicit(pl_module)},
+            },
+            "data": {"class_path": "ika_lightning.data.RegressionData", "init_args": dict(self.data.hparams)},
+        }
+        checkpoint["config"] = yaml.safe_dump(config, sort_keys=False)
+
+
+def _explicit(model: Regression) -> dict[str, Any]:
+    """The attention of a model by name, with the options that the command line would take from the task's default."""
+    named = model.hparams["attention"]
+    layer = find_layer({"class_path": named["class_path"]})
+    options = inspect.signature(cast("partial[Any]", layer).func).parameters
+    default = inspect.signature(Regression).parameters["attention"].default["init_args"]
+    own = {name: options[name].default for name in default if name in options}
+    return {"class_path": named["class_path"], "init_args": own | named["init_args"]}
+
+
+@contextmanager
+def _quiet(verbose: int) -> Iterator[None]:
+    """Keep what Lightning says to itself, unless it is asked for."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers",
+            "You're using the WeightAveraging callback with",
+            ".*smaller than the logging interval",
+            ".*LeafSpec.* is deprecated",
+        ):
+            warnings.filterwarnings("ignore", message)
+        try:
+            log.setLevel(level if verbose else logging.ERROR)
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _new_name(name: str, taken: Any) -> str:
+    """A name for a column that no other has."""
+    while name in taken:
+        name += "_"
+    return name

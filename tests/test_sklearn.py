@@ -1,0 +1,184 @@
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from ika_lightning.attention import IKAN
+from ika_lightning.cli import main
+from ika_lightning.sklearn import KernelAttentionRegressor
+
+SMALL = {"width": 8, "depth": 1, "num_heads": 2, "dropout": 0.0, "random_state": 0}
+
+
+def small(updates: int = 3, **options) -> KernelAttentionRegressor:
+    return KernelAttentionRegressor(updates=updates, **{**SMALL, **options})
+
+
+@pytest.fixture
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).uniform(-1, 1, (151, 2))
+    return x, 1e4 + 50 * (np.sin(3 * x[:, 0]) + x[:, 1] ** 2)
+
+
+@pytest.fixture
+def frame() -> tuple[pd.DataFrame, pd.Series]:
+    """The target depends on the city most of all."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({
+        "rooms": rng.integers(1, 7, 61),
+        "city": pd.Categorical(rng.choice(["Ulm", "Bonn", "Köln"], 61)),
+        "garden": rng.choice([True, False], 61),
+    })  # fmt: skip
+    price = 100.0 * table["rooms"] + table["city"].map({"Ulm": 0.0, "Bonn": 500.0, "Köln": 2000.0}).astype(float)
+    return table, price.rename("price")
+
+
+@parametrize_with_checks([small()])
+@pytest.mark.filterwarnings("ignore:.*SCIPY_ARRAY_API")
+def test_what_scikit_learn_checks(estimator, check) -> None:
+    # the only one that asks for more than how it behaves
+    if check.func.__name__ == "check_regressors_train":
+        estimator.set_params(updates=60, learning_rate=0.03)
+    check(estimator)
+
+
+def test_it_learns(rows) -> None:
+    x, y = rows
+    model = small(updates=200, width=16, learning_rate=0.01).fit(x[:121], y[:121])
+    assert model.score(x[121:], y[121:]) > 0.95
+
+
+class TestTables:
+    def test_text_and_categories_are_features(self, frame):
+        table, price = frame
+        model = small(updates=150, width=16, learning_rate=0.01).fit(table, price)
+        assert list(model.feature_names_in_) == ["rooms", "city", "garden"]
+        moved = model.predict(table.assign(city="Köln")) - model.predict(table.assign(city="Ulm"))
+        assert (moved > 1000).all()
+
+    def test_columns_are_found_by_name(self, frame):
+        table, price = frame
+        model = small().fit(table, price)
+        with pytest.raises(ValueError, match="Feature names must be in the same order"):
+            model.predict(table[["city", "rooms", "garden"]])
+        with pytest.raises(ValueError, match="missing"):
+            model.predict(table[["rooms", "garden"]])
+
+    def test_a_new_category_is_refused(self, frame):
+        table, price = frame
+        with pytest.raises(ValueError, match="X, row 1, column 'city': 'Rom' was never seen in training"):
+            small().fit(table, price).predict(table.assign(city="Rom"))
+
+    def test_a_column_called_as_the_target_is_kept(self, frame):
+        table, price = frame
+        model = small().fit(table.rename(columns={"rooms": "price"}), price)
+        assert model.predict(table.rename(columns={"rooms": "price"})).shape == (61,)
+
+
+class TestScikitLearn:
+    def test_clone_pipeline_and_search(self, rows):
+        x, y = rows
+        model = clone(small(learning_rate=0.02))
+        assert model.learning_rate == 0.02
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), model), {"kernelattentionregressor__width": [8, 16]}, cv=2, n_jobs=2
+        )
+        assert search.fit(x, y).best_estimator_[-1].width in (8, 16)
+
+    def test_a_pickle_predicts_the_same(self, rows):
+        x, y = rows
+        model = small().fit(x, y)
+        assert_array_equal(pickle.loads(pickle.dumps(model)).predict(x), model.predict(x))
+        assert not hasattr(pickle.loads(pickle.dumps(small())), "checkpoint_")
+
+    def test_the_same_seed_the_same_model_and_other_draws_are_left_alone(self, rows):
+        x, y = rows
+        torch.manual_seed(3)
+        np.random.seed(3)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        first, second = (small(dropout=0.3).fit(x, y).predict(x) for _ in range(2))
+        assert_array_equal(first, second)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert_array_equal(np.random.get_state()[1], before[1])
+        assert not np.isclose(small(random_state=1).fit(x, y).predict(x), first).all()
+
+    def test_it_is_quiet_unless_asked(self, rows, capfd, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        x, y = rows
+        small().fit(x, y)
+        assert capfd.readouterr() == ("", "")
+        assert list(tmp_path.iterdir()) == []
+        small(verbose=1).fit(x, y)
+        assert "val/loss" in "".join(capfd.readouterr()) or list(tmp_path.iterdir()) == []
+
+
+class TestSaved:
+    @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+    def test_the_command_line_predicts_from_it(self, frame, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        table, price = frame
+        model = small(attention=partial(IKAN, p=1.5)).fit(table, price)
+        model.save("houses.ckpt")
+        table.assign(garden=table["garden"].astype(int)).to_csv("new.csv", index=False)
+        main(["predict", "--ckpt_path", "houses.ckpt", "--input", "new.csv", "--output", "out.csv",
+              "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])  # fmt: skip
+        predicted = pd.read_csv("out.csv")["predicted_price"]
+        np.testing.assert_allclose(predicted, model.predict(table), rtol=1e-6)
+
+    def test_nothing_is_saved_before_fit(self, tmp_path):
+        with pytest.raises(NotFittedError, match="this KernelAttentionRegressor is not fitted yet; call fit"):
+            small().save(tmp_path / "x.ckpt")
+        assert not Path(tmp_path, "x.ckpt").exists()
+
+
+class TestTraining:
+    def test_without_validation_the_weights_of_the_end_are_taken(self, rows):
+        x, y = rows
+        assert small(validation_fraction=0).fit(x, y).predict(x).shape == (151,)
+
+    def test_a_time_is_enough(self, rows):
+        x, y = rows
+        model = small(max_time=0.5, learning_rate=0.02).fit(x, y)
+        saved = torch.load(__import__("io").BytesIO(model.checkpoint_), weights_only=True)
+        assert saved["global_step"] >= 1
+
+
+class TestWrong:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"updates": 0}, "updates must be at least 1, got 0"),
+            ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
+            ({"max_time": 0}, "max_time must be a positive number of seconds, got 0"),
+            ({"attention": "Softmax"}, "attention must be a class of layers or one of IKANDirect, .* got 'Softmax'"),
+            ({"validation_fraction": 1.0}, "val_fraction must be at least 0 and less than 1, got 1.0"),
+            ({"num_heads": 3}, "num_heads"),
+        ],
+    )
+    def test_arguments(self, options, message, rows):
+        with pytest.raises(ValueError, match=message):
+            small(**options).fit(*rows)
+
+    def test_rows(self, rows):
+        x, y = rows
+        with pytest.raises(ValueError, match="y contains NaN"):
+            small().fit(x, np.where(np.arange(151) == 7, np.nan, y))
+        with pytest.raises(ValueError, match="the target 'target' is 3 in all of the 136 training rows"):
+            small().fit(x, np.full(151, 3.0))
+        with pytest.raises(ValueError, match="minimum of 2 is required"):
+            small().fit(x[:1], y[:1])
+        with pytest.raises(TypeError, match="sample_weight"):
+            small().fit(x, y, sample_weight=np.ones(151))
+        with pytest.raises(NotFittedError):
+            small().predict(x)
