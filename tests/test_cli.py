@@ -407,9 +407,9 @@ class TestFit:
     @pytest.mark.parametrize(
         ("words", "layer", "options"),
         [
-            ([], "MIKAN", {"init": "rbf", "p": 2.0}),
-            (["--model.attention.p=1.5"], "MIKAN", {"init": "rbf", "p": 1.5}),
-            (["--model.attention.init=softmax"], "MIKAN", {"init": "softmax"}),
+            ([], "IKANDirect", {"init": "rbf", "p": 2.0}),
+            (["--model.attention.p=1.5"], "IKANDirect", {"init": "rbf", "p": 1.5}),
+            (["--model.attention.init=softmax"], "IKANDirect", {"init": "softmax"}),
             (["--model.attention=DotProduct"], "DotProduct", {"backend": "auto"}),
         ],
     )

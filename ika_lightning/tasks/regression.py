@@ -27,7 +27,7 @@ from ika_lightning.tasks.start import Start
 
 # Heads over the rows of a table are narrow, and learn more from the paper's estimator than beside an exact part. A name
 # is what a configuration can show.
-_ATTENTION = {"class_path": "ika_lightning.attention.MIKAN", "init_args": {"init": "rbf"}}
+_ATTENTION = {"class_path": "ika_lightning.attention.IKANDirect", "init_args": {"init": "rbf"}}
 
 
 class Regression(Task[RegressionData]):

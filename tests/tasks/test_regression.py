@@ -62,15 +62,15 @@ def test_it_learns(attention, table, tmp_path) -> None:
 def test_the_default_is_the_papers_estimator_and_can_be_named(table, tmp_path) -> None:
     model, rows = Regression(**SMALL), data(table)
     layer = model.attention(8, 2)
-    assert isinstance(layer, MIKAN) and layer.core.kernel is None and layer.core.share is None
+    assert isinstance(layer, IKANDirect) and layer.core.kernel is None and layer.core.share is None
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(model, rows)
     fit.save_checkpoint(tmp_path / "model.ckpt")
     saved = torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["attention"]
-    assert saved == {"class_path": "ika_lightning.attention.MIKAN", "init_args": {"init": "rbf"}}
+    assert saved == {"class_path": "ika_lightning.attention.IKANDirect", "init_args": {"init": "rbf"}}
     loaded = Regression.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
     assert loaded.net.encoder.layers[0].attention.core.kernel is None
-    assert Regression(MIKAN).attention(8, 2).core.kernel is not None
+    assert Regression(IKANDirect).attention(8, 2).core.kernel is not None
 
 
 def test_figures_are_in_the_units_of_the_target(trained, tmp_path) -> None:
