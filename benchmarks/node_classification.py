@@ -41,6 +41,8 @@ RESULTS = HERE / "results" / "node_classification.csv"
 OURS = "ika_lightning.attention.graph.KernelGATConv"
 CONVS: dict[str, tuple[str, dict[str, Any]]] = {
     "GATConv": ("torch_geometric.nn.GATConv", {}),
+    "softmax": (OURS, {"init": "softmax"}),
+    "learned norm": (OURS, {"init": "softmax", "p": "learned"}),
     "direct": (OURS, {"spectrum": "direct"}),
     "implicit": (OURS, {"spectrum": "implicit"}),
     "copula": (OURS, {"spectrum": "copula"}),
