@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data import RegressionData
+from ika_lightning.data.checks import check_choices
 from ika_lightning.data.rows import TableCorpus
 from ika_lightning.data.table import as_text
 from ika_lightning.output import write_output
@@ -91,6 +93,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         batch_size: Rows in a training batch, those that ask and those that are their context.
         max_context: Most training rows that are the context of predictions.
         validation_fraction: Share of the rows for validation, at least one; 0 takes the weights of the end.
+        missing: What to do about missing numbers and text: ``"error"``, or ``"mean"``: the training mean, no category.
+        unseen: What to do about a category that training did not have: ``"error"``, or ``"ignore"``: no category.
         random_state: Seed of everything that is drawn: a number, a ``numpy.random.RandomState``, or None.
         verbose: 1 shows a progress bar and what Lightning says.
 
@@ -124,6 +128,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         batch_size: int = 256,
         max_context: int = 2048,
         validation_fraction: float = 0.1,
+        missing: Literal["error", "mean"] = "error",
+        unseen: Literal["error", "ignore"] = "error",
         random_state: Any = None,
         verbose: int = 0,
     ) -> None:
@@ -139,6 +145,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         self.batch_size = batch_size
         self.max_context = max_context
         self.validation_fraction = validation_fraction
+        self.missing = missing
+        self.unseen = unseen
         self.random_state = random_state
         self.verbose = verbose
         # what the checkpoint is, once it is looked at
@@ -206,12 +214,28 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         """Leave out the model, which the checkpoint is."""
         return super().__getstate__() | {"_model": None}
 
+    def __sklearn_tags__(self) -> Any:
+        """Say whether missing numbers are taken."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing != "error"
+        return tags
+
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        for name in ("updates", "width", "num_heads", "max_context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (
+            ("updates", 1),
+            ("width", 1),
+            ("depth", 0),
+            ("num_heads", 1),
+            ("batch_size", 2),
+            ("max_context", 1),
+        ):
+            number = getattr(self, name)
+            if not isinstance(number, Integral) or number < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+        # dropping rows would leave rows without a prediction
+        check_choices(missing=(self.missing, ("error", "mean")), unseen=(self.unseen, ("error", "ignore")))
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.max_time is not None and not self.max_time > 0:
@@ -229,7 +253,10 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
                 raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
             return as_text(X, "X")
         least = 2 if reset else 1
-        numbers = validate_data(self, X, reset=reset, dtype=np.float64, ensure_min_samples=least)
+        finite = True if self.missing == "error" else "allow-nan"
+        numbers = validate_data(
+            self, X, reset=reset, dtype=np.float64, ensure_min_samples=least, ensure_all_finite=finite
+        )
         names = getattr(self, "feature_names_in_", None)
         columns = (
             [f"x{number}" for number in range(numbers.shape[1])] if names is None else [str(name) for name in names]
@@ -244,6 +271,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             test_fraction=0.0,
             batch_size=self.batch_size,
             max_context=self.max_context,
+            missing=self.missing,
+            unseen=self.unseen,
             seed=seed,
         )
         data.corpus = _Frame.of(cast("TableCorpus", data.corpus), table)

@@ -80,6 +80,20 @@ class TestTables:
         with pytest.raises(ValueError, match="X, row 1, column 'city': 'Rom' was never seen in training"):
             small().fit(table, price).predict(table.assign(city="Rom"))
 
+    def test_what_is_missing_or_new_may_be_filled_in(self, frame):
+        table, price = frame
+        table["rooms"] = table["rooms"].astype(float)
+        holes = table.copy()
+        holes.loc[3, "rooms"], holes.loc[5, "city"] = np.nan, None
+        with pytest.raises(
+            ValueError, match=r"X: 2 missing or infinite cells in 2 rows \(row 4 column 'rooms', row 6 column 'city'"
+        ):
+            small().fit(holes, price)
+        model = small(missing="mean", unseen="ignore").fit(holes, price)
+        assert np.isfinite(model.predict(holes.assign(city="Rom"))).all()
+        numbers = small(missing="mean").fit(holes[["rooms"]], price)
+        assert np.isfinite(numbers.predict(holes[["rooms"]])).all()
+
     def test_a_column_called_as_the_target_is_kept(self, frame):
         table, price = frame
         model = small().fit(table.rename(columns={"rooms": "price"}), price)
@@ -158,7 +172,11 @@ class TestWrong:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"updates": 0}, "updates must be at least 1, got 0"),
+            ({"updates": 0}, "updates must be a whole number of at least 1, got 0"),
+            ({"updates": 2.5}, "updates must be a whole number of at least 1, got 2.5"),
+            ({"width": "8"}, "width must be a whole number of at least 1, got '8'"),
+            ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
+            ({"missing": "drop"}, "missing must be one of 'error', 'mean', got 'drop'"),
             ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
             ({"max_time": 0}, "max_time must be a positive number of seconds, got 0"),
             ({"attention": "Softmax"}, "attention must be a class of layers or one of IKANDirect, .* got 'Softmax'"),

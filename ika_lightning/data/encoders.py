@@ -427,4 +427,9 @@ def _mean_std(values: np.ndarray) -> tuple[float, float]:
         return (float(values[0]) if values.size else math.nan), 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = float(values.mean()), float(values.std())
-    return mean, (std if math.isfinite(std) else 0.0)
+    if 1e-150 < std < 1e150:
+        return mean, std
+    # squares of such numbers are beyond the range of numbers, or lose digits at its end
+    largest = np.abs(values).max()
+    scaled = values / largest
+    return float(largest * scaled.mean()), float(largest * scaled.std())

@@ -120,6 +120,14 @@ class TestEncoding:
         rows = TableEncoder("y").fit(t := frame(x=["1000000000.25", "1000000000.75"], y=[1, 2])).encode(t)
         assert rows.features.tolist() == [[-1.0], [1.0]]
 
+    @pytest.mark.parametrize("unit", [1e-300, 1e-160, 1e200, 1e300])
+    def test_units_whose_squares_are_beyond_all_numbers(self, unit):
+        encoder = TableEncoder("y").fit(t := frame(x=[1 * unit, 3 * unit], y=[-5 * unit, 7 * unit]))
+        rows = encoder.encode(t)
+        assert rows.features.tolist() == [[-1.0], [1.0]]
+        assert_close(rows.target, torch.tensor([-1.0, 1.0]))
+        assert (encoder.target_mean, encoder.target_std) == (pytest.approx(unit), pytest.approx(6 * unit))
+
     def test_learns_from_training_rows_alone(self):
         train = np.array([0, 2, 3])
         first = frame(x=[1, 7, 2, 4], s=["a", "b", "b", "a"], y=[3, 1, 4, 6])
