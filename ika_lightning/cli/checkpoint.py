@@ -1,14 +1,10 @@
 """What a checkpoint file says about itself, read without running any code that it may carry or name."""
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ika_lightning import checkpoints
 from ika_lightning.cli.explain import UsageError, read_sections
-from ika_lightning.trust import plain_tensors, refused_code
 
 
 class DamagedCheckpoint(UsageError):
@@ -31,20 +27,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}{known_checkpoints()}")
-    with path.open("rb") as file:
-        whole = zipfile.is_zipfile(file)  # its directory is at the end
-    if not whole:
-        raise DamagedCheckpoint(f"{path} is not a checkpoint, or was cut short{_others(path)}")
     try:
-        with plain_tensors():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise refused_code(path, error) from error
-    # a damaged pickle raises anything
-    except Exception as error:
-        raise DamagedCheckpoint(f"{path} is not a checkpoint, or is damaged: {error}{_others(path)}") from error
+        checkpoint = checkpoints.read_checkpoint(path)
+    except checkpoints.Damaged as error:
+        raise DamagedCheckpoint(f"{error}{_others(path)}") from error
     for key, kind in (("state_dict", dict), ("pytorch-lightning_version", str), ("epoch", int), ("global_step", int)):
-        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+        if not isinstance(checkpoint.get(key), kind):
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
     return checkpoint
 
@@ -52,7 +40,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _others(path: Path) -> str:
     """An ending for an error about a damaged checkpoint: the newest whole one beside it, or nothing."""
     beside = sorted(path.parent.glob("*.ckpt"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return next((f"; the one before is {file}" for file in beside if file != path and zipfile.is_zipfile(file)), "")
+    return next((f"; the one before is {file}" for file in beside if file != path and checkpoints.is_whole(file)), "")
 
 
 def read_config(checkpoint: dict[str, Any], path: Path) -> dict[str, Any] | None:

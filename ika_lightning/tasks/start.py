@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ika_lightning.checkpoints import Damaged, read_checkpoint
 from ika_lightning.data.tokenizer import Tokenizer
-from ika_lightning.trust import plain_tensors, refused_code
 
 __all__ = ["Start", "carry_rows", "read_checkpoint_file", "read_words"]
 
@@ -46,20 +44,13 @@ def read_checkpoint_file(path: str | Path) -> dict[str, Any]:
         ValueError: If it is damaged, or no checkpoint of Lightning's.
         Untrusted: If it needs code of its own to load.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"init_from: there is no file {path}; check the spelling and the folder")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"init_from: {path} is not a checkpoint, or was cut short; give another file")
     try:
-        with plain_tensors():
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise refused_code(path, error) from error
-    # a damaged pickle raises anything
-    except Exception as error:
-        raise ValueError(f"init_from: {path} is not a checkpoint, or is damaged: {error}; give another file") from error
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+        checkpoint = read_checkpoint(Path(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"init_from: {error}") from error
+    except Damaged as error:
+        raise ValueError(f"init_from: {error}; give another file") from error
+    state = checkpoint.get("state_dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"init_from: {path} is not a Lightning checkpoint: it holds no 'state_dict' of tensors")
     return checkpoint
