@@ -290,7 +290,7 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         )
         every = max(1, self.updates // _RECIPE.measurements)
         validates = self.validation_fraction > 0
-        best = ModelCheckpoint(folder, "best", monitor=MONITOR) if validates else ModelCheckpoint(folder, "best")
+        best = ModelCheckpoint(folder, "best", monitor=MONITOR)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=-1,
@@ -300,7 +300,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             check_val_every_n_epoch=None if validates else 1,
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
-            callbacks=[AveragedWeights(_RECIPE.decay), best, _Named(data)],
+            callbacks=[AveragedWeights(_RECIPE.decay), _Named(data), *([best] if validates else [])],
+            enable_checkpointing=validates,
             logger=False,
             enable_progress_bar=bool(self.verbose),
             enable_model_summary=bool(self.verbose),
@@ -308,10 +309,11 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             use_distributed_sampler=False,
         )
         trainer.fit(model, data)
-        # the last validation may be before the last update, or there may be none
-        if not best.best_model_path:
-            trainer.save_checkpoint(folder / "best.ckpt")
-        return Path(best.best_model_path or folder / "best.ckpt").read_bytes()
+        if best.best_model_path:
+            return Path(best.best_model_path).read_bytes()
+        # there was no validation, or no time for one
+        trainer.save_checkpoint(folder / "end.ckpt")
+        return (folder / "end.ckpt").read_bytes()
 
     def _fitted(self) -> tuple[Regression, RegressionData]:
         if not hasattr(self, "checkpoint_"):
