@@ -28,7 +28,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with chdir(tmp_path_factory.mktemp("trained")):
         Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i * i % 7}\n" for i in range(40)))
         Path("texts.tsv").write_text("".join(f"{'ab'[i % 2]}\t{['good', 'bad'][i % 2]} <one> {i}\n" for i in range(40)))
-        fit("--model", "Regression", "--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y")
+        rows = ["--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y"]
+        # whose heads are coupled, so that there are pictures of all kinds
+        fit("--model", "Regression", "--model.attention=MIKAN", *rows)
         fit("--model", "TextClassification", "--data", "TextClassificationData", "--data.path", "texts.tsv")
         Path("rows.csv").rename("away.csv")
         Path("texts.tsv").rename("away.tsv")
@@ -61,7 +63,15 @@ def error_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
 
 
 def test_with_the_validation_data(capsys: pytest.CaptureFixture[str]) -> None:
-    fit("--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers")
+    fit(
+        "--model",
+        "Regression",
+        "--model.attention=MIKAN",
+        "--data",
+        "RegressionData",
+        "--data.name",
+        "airline_passengers",
+    )
     page = report(Path("runs/regression/version_0/checkpoints/best.ckpt"))
     assert kinds() == {"results", "attention", "similarity", "spectrum", "correlation", "magnitude"}
     assert "val/rmse" in page and "MIKAN(p=2.0" in page and "best val/loss of the run" in page

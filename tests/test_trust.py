@@ -273,7 +273,7 @@ def test_what_a_training_runs_evaluation_does_not_look_at(trained, config, capsy
 def test_a_name_in_an_error_is_not_imported(trained, config, capsys) -> None:
     # what jsonargparse says of this holds the text of a class that it could not build
     write(trained, changed(config, "model.attention", {"nothing": "of class_path='evil.Layer'"}))
-    assert error_of(capsys, "test").startswith("--model.attention.nothing: MIKAN has no such option; ")
+    assert error_of(capsys, "test").startswith("--model.attention.nothing: IKANDirect has no such option; ")
     write(trained, changed(config, "model.width", "Problem with given class_path 'evil.Layer'"))
     assert error_of(capsys, "test").startswith("--model.width: expected int, got ")
 
