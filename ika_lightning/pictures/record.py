@@ -8,6 +8,7 @@ pictures may be made later, when the weights have moved on.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ from ika_lightning.attention.core import Core, at_least_float32
 from ika_lightning.attention.features import FeatureMap, Fourier
 from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.attention.mask import Mask
+
+log = logging.getLogger(__name__)
 
 # Most edges of a graph whose keys are kept.
 _MAX_EDGES = 16_384
@@ -97,6 +100,9 @@ class GraphRecording(Recording):
 class Recorder:
     """Records the attention layers of a model while it is entered; of each, the first call. It may be entered again.
 
+    No model stops for being watched: a layer of which no copy can be made, such as one around a core of somebody
+    else's, is left out, with a line in the log.
+
     Args:
         model: Any module with layers of this package, or with their cores, inside.
         max_sequences: Most sequences of a batch to keep.
@@ -123,6 +129,7 @@ class Recorder:
         # what each spectrum and copula returned last
         self._drawn: dict[nn.Module, Any] = {}
         self._handles: list[RemovableHandle] = []
+        self._left_out: set[str] = set()
 
     def __enter__(self) -> Recorder:
         self.recordings = {}
@@ -134,9 +141,11 @@ class Recorder:
         for name, (layer, core) in self._layers.items():
             self._handles += [part.register_forward_hook(keep) for part in _spectral_parts(core)]
             if layer is core:
-                handle = core.register_forward_hook(self._record_sequences(name), with_kwargs=True)
+                hook = self._once(name, self._record_sequences(name))
+                handle = core.register_forward_hook(hook, with_kwargs=True)
             else:
-                handle = layer.register_edge_update_forward_hook(self._record_edges(name, core))  # type: ignore[operator]
+                hook = self._once(name, self._record_edges(name, core))
+                handle = layer.register_edge_update_forward_hook(hook)  # type: ignore[operator]
             self._handles.append(handle)
         return self
 
@@ -145,14 +154,25 @@ class Recorder:
             handle.remove()
         self._handles, self._drawn = [], {}
 
+    def _once(self, name: str, record: Callable[..., None]) -> Callable[..., None]:
+        def hook(*seen: Any) -> None:
+            if name in self.recordings or name in self._left_out:
+                return
+            try:
+                record(*seen)
+            except Exception as error:
+                self._left_out.add(name)
+                log.warning("no pictures of %s: %s: %s", name or "the layer", type(error).__name__, error)
+
+        return hook
+
     def _record_sequences(self, name: str) -> Callable[..., None]:
         kept, asked = slice(self.max_sequences), slice(self.max_queries)
 
         def record(core: nn.Module, args: Any, kwargs: dict[str, Any], _: Any) -> None:
-            if name in self.recordings:
-                return
             assert isinstance(core, Core)
-            query, key = (_copy(x[kept]) for x in args[:2])
+            given = dict(zip(("query", "key"), args, strict=False)) | kwargs
+            query, key = (_copy(given[part][kept]) for part in ("query", "key"))
             mask = args[3] if len(args) > 3 else kwargs.get("mask", Mask())
             mask = mask.select(torch.arange(len(query), device=query.device))
             rows = {part: x[..., asked, :] for part in ("pairs", "pair_bias") if (x := getattr(mask, part)) is not None}
@@ -167,8 +187,6 @@ class Recorder:
 
     def _record_edges(self, name: str, core: Core) -> Callable[..., None]:
         def record(layer: nn.Module, inputs: Any, weights: Tensor) -> None:
-            if name in self.recordings:
-                return
             _, _, given = inputs
             i, j, keys = given["edge_index_i"].clone(), given["edge_index_j"].clone(), None
             if given["edge_attr"] is None:

@@ -15,6 +15,7 @@ from ika_lightning.attention import (
     KernelGATConv,
     KernelTransformerConv,
 )
+from ika_lightning.attention.core import Core
 from ika_lightning.pictures import Recorder, record_spectra
 from ika_lightning.pictures.record import attention_layers
 from ika_lightning.pictures.similarity import draw_similarity
@@ -169,3 +170,40 @@ def test_half_precision_is_drawn_in_float32(kind) -> None:
     recording = recorder.recordings[""]
     assert attention_weights(recording).dtype == torch.float32
     assert draw_similarity(recording).axes and draw_magnitude(recording).axes
+
+
+def test_arguments_may_have_names() -> None:
+    core = trained(IKANDirect(HEADS * WIDTH, HEADS, num_samples=5)).core
+    query, key, value = torch.randn(3, SEQUENCES, HEADS, KEYS, WIDTH, dtype=torch.float64)
+    with Recorder(core) as by_name:
+        core(value=value, key=key, query=query)
+    with Recorder(core) as by_place:
+        core(query, key, value)
+    (one,), (other,) = by_name.recordings.values(), by_place.recordings.values()
+    assert_close(one.query, other.query, rtol=0.0, atol=0.0)
+    assert_close(one.key, other.key, rtol=0.0, atol=0.0)
+
+
+class _Stranger(Core):
+    """A core that nobody here knows: no copy can be made of what it holds, and it takes other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(HEADS, WIDTH)
+        self.lines = (line for line in ())
+
+    def forward(self, both):
+        return super().forward(both, both, both)
+
+
+def test_a_layer_that_cannot_be_recorded_is_left_out_and_does_not_stop_the_model(caplog) -> None:
+    model = nn.ModuleDict({"stranger": _Stranger(), "known": DotProduct(HEADS * WIDTH, HEADS, batch_first=True)})
+    x = torch.randn(SEQUENCES, KEYS, HEADS * WIDTH)
+    with Recorder(model) as recorder:
+        for _ in range(2):
+            heads = x.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2)
+            out, _ = model["stranger"](heads)
+            model["known"](x, x, x)
+    assert out.shape == (SEQUENCES, HEADS, KEYS, WIDTH)
+    assert list(recorder.recordings) == ["known"]
+    (line,) = caplog.messages
+    assert line.startswith("no pictures of stranger: ")
