@@ -172,6 +172,33 @@ def test_speed_of_translation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert dot.split(" | ")[2] == "1.00"
 
 
+def test_short_fits_of_translation_are_done_once(load, tmp_path, monkeypatch, capsys) -> None:
+    benchmark, done = load("translation"), []
+
+    def fit(*words: str) -> str:
+        done.append(words)
+        (run,) = [word.partition("name=")[2] for word in words if word.startswith("--trainer.logger.name")]
+        folder = tmp_path / "runs" / run / "version_0"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text("step,train/loss,val/bleu,val/loss\n49,7.5,,\n1199,,28.123,2.12345\n")
+        return ""
+
+    names = benchmark.short_fits.__globals__
+    monkeypatch.setitem(names, "command", fit)
+    monkeypatch.setitem(names, "SHORT_RESULTS", tmp_path / "short.csv")
+    monkeypatch.chdir(tmp_path)
+    arguments = SimpleNamespace(attentions=["DotProduct", "MIKAN"], p="inf", samples=7, seed=3, root=None, options=[])
+    for _ in range(2):
+        benchmark.short_fits(arguments)
+        assert capsys.readouterr().out.splitlines()[2:] == [
+            "| DotProduct | 2.0 |  | 3 | 2.1235 | 28.12 |",
+            "| MIKAN | inf | 7 | 3 | 2.1235 | 28.12 |",
+        ]
+    dot, mikan = done
+    assert "--trainer.max_steps=1200" in dot and not any("num_samples" in word for word in dot)
+    assert {"--model.attention=MIKAN", "--model.attention.p=inf", "--model.attention.num_samples=7"} < {*mikan}
+
+
 class TestAccuracyOfNodeClassification:
     def test_choice_is_by_validation_alone(self, load):
         benchmark = load("node_classification")
