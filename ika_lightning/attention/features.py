@@ -137,10 +137,14 @@ class Yaglom(Fourier):
     def __call__(self, x: Tensor) -> Tensor:
         """Map queries or keys to features."""
         self._check_width(x)
-        first, second = (phase(x, w) for w in self.frequencies)
-        points = on_circle((first + second) / 2, first.size(-1) ** -0.5)
-        amplitude = ((first - second) / 2).cos()
-        return (points.unflatten(-1, (2, -1)) * amplitude.unsqueeze(-2)).flatten(-2)
+        first, second = self.frequencies
+        if first.dim() == 4:
+            # fewer points than frequencies, most often, as each sequence has its own
+            first, second = phase(x, first), phase(x, second)
+            phases = torch.cat([(first + second) / 2, (first - second) / 2], -1)
+        else:
+            phases = phase(x, torch.cat([(first + second) / 2, (first - second) / 2], -2))
+        return on_wave(phases, self.frequencies[0].size(-2) ** -0.5)
 
     def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""
@@ -218,3 +222,76 @@ class _OnCircle(torch.autograd.Function):
         (points,) = ctx.saved_tensors
         cos, sin = points.chunk(2, -1)
         return torch.cat([-sin * tangent, cos * tangent], -1)
+
+
+def on_wave(phases: Tensor, radius: float) -> Tensor:
+    r"""Return points on circles whose radius is itself a cosine, :math:`r \cos e \, [\cos c, \sin c]`.
+
+    Cosines and sines of all phases are taken once, in two passes over memory that is in one piece, and kept: they are
+    each other's derivatives.
+
+    Args:
+        phases: :math:`[c, e]`, side by side.
+        radius: :math:`r`.
+
+    Shapes:
+        phases (..., 2M); the result (..., 2M), cosines first.
+
+    Example:
+        >>> on_wave(torch.zeros(2), radius=3.0)
+        tensor([3., 0.])
+    """
+    points: Tensor = _OnWave.apply(phases, radius)[0]
+    return points
+
+
+class _OnWave(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(phases: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
+        cos, sin = phases.cos(), phases.sin()
+        half = phases.size(-1) // 2
+        amplitude = cos[..., half:] * radius
+        points = torch.empty_like(phases)
+        points[..., :half].copy_(cos[..., :half]).mul_(amplitude)
+        points[..., half:].copy_(sin[..., :half]).mul_(amplitude)
+        return points, cos, sin
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        points, cos, sin = output
+        ctx.mark_non_differentiable(cos, sin)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[0], points, cos, sin)
+        ctx.save_for_forward(points, cos, sin)
+        ctx.radius = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        if grad is None:
+            return None, None
+        phases, points, cos, sin = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # they have derivatives of their own
+            cos, sin = phases.cos(), phases.sin()
+        half = phases.size(-1) // 2
+        (cos_c, _), (sin_c, sin_e) = cos.split(half, -1), sin.split(half, -1)
+        of_cos, of_sin = grad.split(half, -1)
+        result = torch.empty_like(grad)
+        result[..., :half].copy_(torch.addcmul(of_sin * points[..., :half], of_cos, points[..., half:], value=-1))
+        result[..., half:].copy_(torch.addcmul(of_cos * cos_c, of_sin, sin_c)).mul_(sin_e).mul_(-ctx.radius)
+        return result, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None, None]:
+        points, cos, sin = ctx.saved_tensors
+        half = tangent.size(-1) // 2
+        of_c, of_e = tangent.split(half, -1)
+        (cos_c, _), (sin_c, sin_e) = cos.split(half, -1), sin.split(half, -1)
+        wane = -ctx.radius * sin_e * of_e
+        return (
+            torch.cat([cos_c * wane - points[..., half:] * of_c, sin_c * wane + points[..., :half] * of_c], -1),
+            None,
+            None,
+        )

@@ -9,7 +9,7 @@ The exponential of a scaled dot product is a kernel times two magnitudes (eq. 3 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -163,25 +163,82 @@ def norm(x: Tensor, p: Exponent | Tensor = 2.0) -> Tensor:
         tensor([5., 0.])
     """
     if not isinstance(p, Tensor):
-        p = check_p(p)
-        if p == 1.0:
+        number = check_p(p)
+        if number == 1.0:
             return x.abs().sum(-1)
-        if p == math.inf:
+        if number == math.inf:
             return x.abs().amax(-1)
-    # The norm over the divisor, times the divisor, does not depend on it, so the divisor needs no gradient.
+        p = x.new_full((), number)
+    result: Tensor = _Norm.apply(x, p.to(x.dtype))[0]
+    return result
+
+
+class _Norm(torch.autograd.Function):
+    r"""The norm and its derivatives, written out: autograd's would pass over the coordinates three times as often.
+
+    With r the coordinates' sizes over the largest of them and :math:`t = \sum_i r_i^p`, which is at least 1,
+
+    .. math::
+        \frac{\partial |x|_p}{\partial x_i} = \text{sign}(x_i)\, t^{1/p - 1}\, r_i^{p - 1}, \qquad
+        \frac{\partial |x|_p}{\partial p} = |x|_p \Bigl(\frac{\sum_i r_i^p \ln r_i}{p\, t} - \frac{\ln t}{p^2}\Bigr)
+
+    Powers of two and logarithms to their base, as these are what processors have.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        largest, log_ratio = _log_ratio(x)
+        total = _total(log_ratio, p)
+        return largest * total.pow(1.0 / p), log_ratio, total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        norm, log_ratio, total = output
+        ctx.mark_non_differentiable(log_ratio, total)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, norm, log_ratio, total)
+        ctx.save_for_forward(*inputs, norm, log_ratio, total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
+        if grad is None:
+            return None, None
+        x, p, norm, log_ratio, total = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # they have derivatives of their own
+            log_ratio = _log_ratio(x)[1]
+            total = _total(log_ratio, p)
+        slope, scale, by_p = _derivatives(x, p, norm, log_ratio, total)
+        return slope * (scale * grad).unsqueeze(-1), (by_p * grad).sum_to_size(p.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, of_x: Tensor | None, of_p: Tensor | None) -> tuple[Tensor, None, None]:
+        slope, scale, by_p = _derivatives(*ctx.saved_tensors)
+        result = torch.zeros_like(scale)
+        if of_x is not None:
+            result = result + scale * (slope * of_x).sum(-1)
+        return (result if of_p is None else result + by_p * of_p), None, None
+
+
+def _log_ratio(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The size of the largest coordinate; and the logarithm to base 2 of all of them over it, where 0 is 2^-126."""
     size = x.abs()
-    largest = size.detach().amax(-1, keepdim=True)
-    largest = largest.masked_fill(largest == 0.0, 1.0)
-    ratio = size / largest
-    if isinstance(p, Tensor):
-        # 0^p is 0 whatever p is, but its logarithm would give p a gradient of 0 times infinity
-        some = ratio > torch.finfo(ratio.dtype).tiny
-        powers = (torch.where(some, ratio, 1.0).log() * p.unsqueeze(-1)).exp().masked_fill(~some, 0.0)
-        total = powers.sum(-1)
-        total = torch.where(total > 0.0, total, 1.0)
-        root = (total.log() / p).exp()
-    else:
-        total = ratio.pow(p).sum(-1)
-        root = torch.where(total > 0.0, total, 1.0).pow(1.0 / p)
-    is_zero = x.detach().eq(0.0).all(-1)
-    return largest.squeeze(-1) * root.masked_fill(is_zero, 0.0)
+    # the norm over the divisor, times the divisor, does not depend on it, so the divisor needs no gradient
+    largest = size.detach().amax(-1)
+    ratio = size / largest.masked_fill(largest == 0.0, 1.0).unsqueeze(-1)
+    return largest, ratio.clamp_min(torch.finfo(torch.float32).tiny).log2()
+
+
+def _total(log_ratio: Tensor, p: Tensor) -> Tensor:
+    """The sum of powers of ratios, of which one is 1, unless all are zero."""
+    return (log_ratio * p.unsqueeze(-1)).exp2().sum(-1).clamp_min(1.0)
+
+
+def _derivatives(x: Tensor, p: Tensor, norm: Tensor, log_ratio: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivative by x, as a factor for each coordinate and one for all of them, and that by p."""
+    slope = (log_ratio * (p - 1.0).unsqueeze(-1)).exp2() * x.sign()
+    scale = total.pow(1.0 / p - 1.0)
+    by_p = scale * (slope * x * log_ratio).sum(-1) * math.log(2.0) / p - norm * total.log() / p.square()
+    return slope, scale, by_p

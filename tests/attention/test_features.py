@@ -124,11 +124,12 @@ def test_frequencies_of_another_width_are_refused(stationary):
         features(QUERY)
 
 
+@pytest.mark.parametrize("lead", [(2,), (2, 2)], ids=["shared", "own"])
 @pytest.mark.parametrize("stationary", [True, False])
-def test_gradcheck(stationary):
+def test_gradcheck(stationary, lead):
     """Cosines and sines have a derivative of their own: once, twice, forwards and over a batch."""
-    x = randn(1, 2, 3, 5).requires_grad_()
-    frequencies = [randn(seed, 2, 4, 5).requires_grad_() for seed in ((3,) if stationary else (3, 4))]
+    x = randn(1, 2, 2, 3, 5).requires_grad_()
+    frequencies = [randn(seed, *lead, 4, 5).requires_grad_() for seed in ((3,) if stationary else (3, 4))]
 
     def attend(x, *frequencies):
         return fourier(frequencies)(x)
