@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -30,6 +31,8 @@ from ika_lightning.protocols import Exports, Program
 #: The name under which a ``.pt2`` file holds its description, too.
 DESCRIPTION = "description.json"
 
+# By this name a description tells who has written it.
+_US = "ika_lightning"
 # How far a file may be from the model on the example, as a share of the largest number.
 _TOLERANCE = 1e-4
 # Operators of this package by the formulas that they compute, in PyTorch's own: others could not be run without it.
@@ -77,7 +80,7 @@ class ExportingTrainer(Trainer):
             ", ".join(f"{name} ({', '.join(map(str, shape_of(program, name, x)))})" for name, x in tensors.items())
             for tensors in (program.example, answers)
         )
-        print(f"{file} and {beside}: {' -> '.join(shapes)}; within {error:.1e} of the model on an example")
+        print(f"{file} and {beside}: {' -> '.join(shapes)}; within {error:.1g} of the model on an example")
         if program.note:
             print(f"note: {program.note}")
 
@@ -113,7 +116,7 @@ def check_files(output: str | Path) -> tuple[Path, Path]:
             f"brings: pip install 'ika-lightning[{path.suffix[1:]}]'; or give a name that ends in .pt2"
         )
     path, beside = check_output(path), check_output(path.with_suffix(".json"))
-    if beside.is_file() and b'"encoding"' not in beside.read_bytes():
+    if beside.is_file() and f'"written_by": "{_US} '.encode() not in beside.read_bytes():
         raise FileExistsError(f"cannot write {beside}: it is there, and describes no model; choose another --output")
     return path, beside
 
@@ -234,7 +237,7 @@ def describe(program: Program, answers: Mapping[str, Tensor], task: str) -> dict
         "outputs": ports(answers),
         "encoding": program.encoding,
         **({"note": program.note} if program.note else {}),
-        "written_by": f"ika_lightning {__version__}",
+        "written_by": f"{_US} {__version__}",
     }
 
 
@@ -244,18 +247,17 @@ def shape_of(program: Program, name: str, tensor: Tensor) -> list[int | str]:
 
 
 def difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    """Return how far a file is from the model, as a share of the largest number.
+    """Return the largest difference between the answers of a file and those of the model.
 
     Raises:
-        RuntimeError: If it is too far.
+        RuntimeError: If it is too large.
     """
-    errors = [
-        float((found[name].double() - x.double()).abs().max() / x.double().abs().max().clamp_min(1.0))
-        for name, x in wanted.items()
-    ]
-    if not max(errors) <= _TOLERANCE:
-        raise RuntimeError(f"the exported model gives other numbers than the model: {errors}")
-    return max(errors)
+    errors = {name: float((found[name].double() - x.double()).abs().max()) for name, x in wanted.items()}
+    for name, error in errors.items():
+        # a NaN is larger than anything
+        if not error <= _TOLERANCE * max(1.0, float(wanted[name].abs().max())):
+            raise RuntimeError(f"the exported model gives another {name} than the model: they differ by {error}")
+    return max(errors.values())
 
 
 # --- Formats ----------------------------------------------------------------------------------------------------------
@@ -291,7 +293,10 @@ def _run_pt2(content: bytes, program: Program) -> Mapping[str, Tensor]:
 def _write_onnx(traced: ExportedProgram, program: Program, outputs: list[str], description: str) -> bytes:
     options: dict[str, Any] = {"output_names": outputs, "dynamic_shapes": _sizes(program)}
     try:
-        written = torch.onnx.export(traced, (), dynamo=True, verbose=False, **options)
+        with warnings.catch_warnings():
+            # one size has one name, whichever axes have it
+            warnings.filterwarnings("ignore", "# The axis name: .* will not be used")
+            written = torch.onnx.export(traced, (), dynamo=True, verbose=False, **options)
     except torch.onnx.OnnxExporterError as error:
         raise UsageError(f"ONNX cannot express {_culprit(traced, error)}; give a name that ends in .pt2") from error
     assert written is not None

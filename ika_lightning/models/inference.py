@@ -55,7 +55,8 @@ class NodeProbabilities(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``logits`` and ``probabilities`` (n, c) of nodes (n, f) with edges (2, E), of features (E, k)."""
-        return _probabilities(self.net(x, edge_index, edge_attr))
+        dtype = next(self.net.parameters()).dtype
+        return _probabilities(self.net(x.to(dtype), edge_index, None if edge_attr is None else edge_attr.to(dtype)))
 
 
 class NextTokens(nn.Module):

@@ -236,7 +236,7 @@ class TextClassification(Task[TextClassificationData]):
         """Return what tells the probabilities of the classes."""
         return Program(
             TextProbabilities(self.net),
-            example={"tokens": torch.full((7, 11), UNKNOWN)},
+            example={"tokens": torch.full((7, 11), UNKNOWN).tril(3)},
             axes={"tokens": {0: "texts", 1: "tokens"}, "logits": {0: "texts"}, "probabilities": {0: "texts"}},
             meaning={
                 "tokens": "the ids of the tokens of each text, at least one, then padding",

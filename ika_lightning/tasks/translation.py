@@ -233,7 +233,7 @@ class Translation(Task[TranslationData]):
         """Return what scores the next tokens of translations; the search for the best translation is not in it."""
         return Program(
             NextTokens(self.net),
-            example={"source": torch.full((5, 7), UNKNOWN), "target": torch.full((5, 11), UNKNOWN)},
+            example={"source": torch.full((5, 7), UNKNOWN).tril(3), "target": torch.full((5, 11), UNKNOWN)},
             axes={
                 "source": {0: "sentences", 1: "source_tokens"},
                 "target": {0: "sentences", 1: "target_tokens"},
