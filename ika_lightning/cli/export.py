@@ -74,7 +74,7 @@ class ExportingTrainer(Trainer):
         form = FORMATS[file.suffix]
         with _quiet("torch", "onnxscript", "onnx_ir"):
             content = form.write(trace(program), program, list(answers), description)
-            error = difference(form.run(content, program), answers)
+            error = difference(form.load(content)(program.example), answers)
         write_files({file: content, beside: f"{description}\n".encode()})
         shapes = (
             ", ".join(f"{name} ({', '.join(map(str, shape_of(program, name, x)))})" for name, x in tensors.items())
@@ -263,19 +263,23 @@ def difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> flo
 # --- Formats ----------------------------------------------------------------------------------------------------------
 
 
+#: Outputs by name, of inputs by name.
+Answer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
 class Format(NamedTuple):
     """A kind of file.
 
     Args:
         what: What it is for.
         write: Makes its content of a traced program, the program, the names of its outputs, and its description.
-        run: Computes the outputs for the example, by the content alone.
+        load: Makes what answers of the content alone.
         needs: Modules that it takes, besides PyTorch.
     """
 
     what: str
     write: Callable[[ExportedProgram, Program, list[str], str], bytes]
-    run: Callable[[bytes, Program], Mapping[str, Tensor]]
+    load: Callable[[bytes], Answer]
     needs: tuple[str, ...] = ()
 
 
@@ -285,9 +289,9 @@ def _write_pt2(traced: ExportedProgram, program: Program, outputs: list[str], de
     return file.getvalue()
 
 
-def _run_pt2(content: bytes, program: Program) -> Mapping[str, Tensor]:
-    answers: Mapping[str, Tensor] = torch.export.load(io.BytesIO(content)).module()(**program.example)
-    return answers
+def _load_pt2(content: bytes) -> Answer:
+    module = torch.export.load(io.BytesIO(content)).module()
+    return lambda inputs: module(**inputs)
 
 
 def _write_onnx(traced: ExportedProgram, program: Program, outputs: list[str], description: str) -> bytes:
@@ -304,18 +308,23 @@ def _write_onnx(traced: ExportedProgram, program: Program, outputs: list[str], d
     return written.model_proto.SerializeToString()
 
 
-def _run_onnx(content: bytes, program: Program) -> Mapping[str, Tensor]:
+def _load_onnx(content: bytes) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    answers = session.run(None, {name: tensor.numpy() for name, tensor in program.example.items()})
-    return {output.name: torch.from_numpy(x) for output, x in zip(session.get_outputs(), answers, strict=True)}
+    names = [output.name for output in session.get_outputs()]
+
+    def answer(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        answers = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return {name: torch.from_numpy(x) for name, x in zip(names, answers, strict=True)}
+
+    return answer
 
 
 #: What a model can be written as, by the ending of a file.
 FORMATS = {
-    ".pt2": Format("a program for PyTorch", _write_pt2, _run_pt2),
-    ".onnx": Format("for any runtime of ONNX", _write_onnx, _run_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    ".pt2": Format("a program for PyTorch", _write_pt2, _load_pt2),
+    ".onnx": Format("for any runtime of ONNX", _write_onnx, _load_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }
 
 
