@@ -411,6 +411,11 @@ def test_checkpoints_that_do_not_do(trained, capsys: pytest.CaptureFixture[str])
     assert error_of(capsys, Path("bare.ckpt"), "model.pt2").startswith(
         "bare.ckpt does not say how its data was encoded: it holds no RegressionData; train with"
     )
+    weights = saved["state_dict"] | {"net.head.bias": torch.full((1,), torch.nan)}
+    torch.save(saved | {"state_dict": weights}, "nan.ckpt")
+    assert error_of(capsys, Path("nan.ckpt"), "model.pt2") == (
+        "nan.ckpt answers with nan or inf: its training has diverged; take an earlier checkpoint"
+    )
     torch.save({"weights": torch.zeros(2)}, "other.ckpt")
     assert error_of(capsys, Path("other.ckpt"), "model.pt2").startswith("other.ckpt is not a Lightning checkpoint")
     model = ["--model", "lightning.pytorch.demos.boring_classes.BoringModel"]

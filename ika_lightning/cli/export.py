@@ -69,6 +69,10 @@ class ExportingTrainer(Trainer):
         assert ckpt_path is not None
         program = load_program(model, datamodule, Path(ckpt_path), single=file.suffix == ".onnx")
         answers: dict[str, Tensor] = program.module(**program.example)
+        if not all(x.isfinite().all() for x in answers.values()):
+            raise UsageError(
+                f"{ckpt_path} answers with nan or inf: its training has diverged; take an earlier checkpoint"
+            )
         described = describe(program, answers, type(model).__name__)
         description = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
         form = FORMATS[file.suffix]
