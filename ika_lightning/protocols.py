@@ -7,18 +7,22 @@ reports ask by ``isinstance``, and do without where there is nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor, nn
 
 __all__ = [
     "CountsUnits",
     "DrawsResults",
+    "Exports",
     "Figures",
     "HasFingerprints",
     "NamesAttention",
+    "Program",
     "RunsExample",
     "Tables",
     "TellsTables",
@@ -77,6 +81,39 @@ class RunsExample(Protocol):
 
     def run_example(self) -> Any:
         """Answer for examples of its own."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a model computes when it is asked, ready to be traced, and all that a stranger has to know of it.
+
+    Args:
+        module: Called with the inputs by name; returns the outputs by name.
+        example: Inputs of any content, whose dynamic axes have sizes of at least 2, no two of them the same.
+        axes: The dynamic axes of inputs and outputs: their positions, and what they are called. One name is one size.
+        meaning: What each input and output is, in a sentence. It and axes may tell of inputs that this model has not.
+        encoding: How raw data becomes inputs, as strings, numbers, lists and dicts.
+        note: What a user might miss in it; empty if nothing.
+    """
+
+    module: nn.Module
+    example: Mapping[str, Tensor]
+    axes: Mapping[str, Mapping[int, str]]
+    meaning: Mapping[str, str]
+    encoding: Mapping[str, Any]
+    note: str = ""
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A model that can be used without this package."""
+
+    def export_program(self, data: Any) -> Program:
+        """Return what the model computes in evaluation, on whatever device it is.
+
+        Args:
+            data: The data module, which has learned what the checkpoint says.
+        """
 
 
 @runtime_checkable

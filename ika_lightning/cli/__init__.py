@@ -1,4 +1,4 @@
-"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,datasets,calibrate}``.
+"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,export,datasets,calibrate}``.
 
 This module is the front door. It answers ``--help`` and ``--version`` without importing PyTorch, and turns the end of
 a command into an exit code. :mod:`~ika_lightning.cli.command` does the work, :mod:`~ika_lightning.cli.checkpoint`
@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "test": "measure a checkpoint on the test data",
     "predict": "write a checkpoint's predictions for new data",
     "report": "draw what a checkpoint has learned, as a page with pictures",
+    "export": "write a checkpoint as a file that is used without this package",
     "datasets": "list the data sets that are known by name, and which of them are on this computer",
     "calibrate": "measure what attention costs on this machine",
 }
@@ -45,6 +46,7 @@ examples:
   {PROGRAM} test --ckpt_path runs/co2/version_0/checkpoints/best.ckpt
   {PROGRAM} predict --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --input new.csv --output predictions.csv
   {PROGRAM} report --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output report
+  {PROGRAM} export --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output model.pt2
   {PROGRAM} fit --model.help Regression
   {PROGRAM} datasets
 """

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
+
 from ika_lightning import checkpoints
 from ika_lightning.cli.explain import UsageError, read_sections
 
@@ -35,6 +37,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if not isinstance(checkpoint.get(key), kind):
             raise UsageError(f"{path} is not a Lightning checkpoint: it holds no {key!r}")
     return checkpoint
+
+
+def restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Give a model what it has learned, for evaluation, without a trainer and its data.
+
+    Args:
+        model: The model.
+        checkpoint: What :func:`read_checkpoint` has read.
+    """
+    model.trainer = None
+    model.configure_model()
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.eval()
 
 
 def _others(path: Path) -> str:

@@ -37,6 +37,7 @@ from ika_lightning.cli.explain import (
     raised_on_purpose,
     read_file,
 )
+from ika_lightning.cli.export import ExportingTrainer
 from ika_lightning.cli.length import set_length
 from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
@@ -62,9 +63,17 @@ CHECKPOINT = {
 EARLY_STOPPING = {"monitor": MONITOR, "patience": 50}
 #: Where a checkpoint keeps what the validation before it has measured.
 MEASURED = "measured"
+# the subcommands that are ours and not Lightning's, which read checkpoints themselves
+OWN = ("report", "export")
+
+
+class CommandTrainer(ReportingTrainer, ExportingTrainer):
+    """A trainer with all subcommands, Lightning's and those of :data:`OWN`."""
+
+
 # the sections of a training's configuration that are arguments of a class
 GROUPS: dict[str, type] = {
-    "trainer": ReportingTrainer,
+    "trainer": CommandTrainer,
     "checkpoint": ModelCheckpoint,
     "last": LastCheckpoint,
     "early_stopping": EarlyStopping,
@@ -179,13 +188,13 @@ class Command(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
-            trainer_class=ReportingTrainer,
+            trainer_class=CommandTrainer,
             save_config_callback=SaveConfig if self.fits else None,
             trainer_defaults={
                 "logger": LOGGER if self.fits else False,
                 "use_distributed_sampler": False,  # the data modules cut their samples by rank themselves
                 "log_every_n_steps": 10,
-                "devices": 1 if args[0] in ("predict", "report") else "auto",
+                "devices": 1 if args[0] in ("predict", *OWN) else "auto",
             },
             seed_everything_default=0,
             parser_class=Parser,
@@ -202,7 +211,8 @@ class Command(LightningCLI):
         skipped = {
             name: names | {"weights_only", "return_predictions"} for name, names in LightningCLI.subcommands().items()
         }
-        return {self.asked: {**skipped, "report": {"model", "datamodule"}}[self.asked]}
+        skipped |= {name: {"model", "datamodule"} for name in OWN}
+        return {self.asked: skipped[self.asked]}
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -326,7 +336,7 @@ class Command(LightningCLI):
     @override
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "report":
+        if subcommand in OWN:
             return kwargs
         kwargs["weights_only"] = True
         return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ika_lightning.callbacks import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
 from ika_lightning.callbacks.pictures import names_of
-from ika_lightning.cli.checkpoint import read_checkpoint
+from ika_lightning.cli.checkpoint import read_checkpoint, restore
 from ika_lightning.output import follow, open_output
 from ika_lightning.pictures import Recorder, Recording, record_spectra
 from ika_lightning.pictures.canvas import to_pixels, to_png
@@ -78,7 +78,7 @@ class ReportingTrainer(Trainer):
                 self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
             except (OSError, ValueError) as error:
                 notes.append(f"Without examples, as the validation data could not be had: {error}")
-                _restore(model, checkpoint)
+                restore(model, checkpoint)
                 watch.look(model)
         recordings = record_spectra(model.eval()) | watch.recordings
         figures = _figures(model, recordings, watch.batch, int(checkpoint["global_step"]), with_results=not notes)
@@ -171,15 +171,6 @@ def _figures(
             drawing.update(callback.pictures_of(recording, names, step))
     with torch.no_grad():
         return {tag: to_png(to_pixels(draw())) for tag, draw in drawing.items()}
-
-
-def _restore(model: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Give a model what it has learned, without a trainer and its data."""
-    model.trainer = None
-    model.configure_model()
-    model.on_load_checkpoint(checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.eval()
 
 
 def _facts(

@@ -19,6 +19,9 @@ class Learned(Protocol):
     def state(self) -> dict[str, Any]:
         """All of it, as strings, numbers, lists and dicts, for a checkpoint."""
 
+    def describe(self) -> dict[str, Any]:
+        """How raw data is encoded, in the same types and in words, for a reader who has nothing else."""
+
 
 Part = TypeVar("Part")
 Encoder = TypeVar("Encoder", bound=Learned)

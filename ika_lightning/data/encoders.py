@@ -272,6 +272,38 @@ class TableEncoder:
         """What a checkpoint keeps of it."""
         return {"encoder": self.state_dict()}
 
+    def describe(self) -> dict[str, Any]:
+        """How rows are encoded, for a reader who has nothing else."""
+        of_missing = {
+            "error": "a row with a missing cell is refused",
+            "drop": "a row with a missing cell is left out",
+            "mean": "a missing number is the mean of its column, and a missing category none of its categories",
+        }
+        of_unseen = {
+            "error": "a row with any other category is refused",
+            "ignore": "any other category is none of them",
+        }
+        return {
+            "how": [
+                "A row is the features of its columns, one column after another. Blanks around a cell do not count.",
+                "A column with mean and std is one of numbers: one feature, (number - mean) / std, computed in float64 "
+                "and rounded to float32. In front of the fraction is the sign decimal, between groups of three digits "
+                "may be the sign thousands.",
+                "A column with categories has a feature for each of them, in their order: 1 for the one that the cell "
+                f"is, else 0; {of_unseen[self.unseen]}.",
+                "Missing is a cell that is one of missing_cells and no category; of numbers also nan and inf, in any "
+                f"case and with any sign, and what is too large for a float64; {of_missing[self.missing]}.",
+            ],
+            "columns": [asdict(column) for column in self._columns],
+            "features": self.feature_names,
+            "decimal": self.written.decimal,
+            "thousands": self.written.thousands,
+            "missing_cells": sorted(self._nothing),
+            "missing": self.missing,
+            "unseen": self.unseen,
+            "target": {"name": self.target, "mean": self.target_mean, "std": self.target_std},
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the encoder that gave this state.
 

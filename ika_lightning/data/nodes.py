@@ -106,6 +106,23 @@ class NodeEncoder:
         state = asdict(self)
         return {name: state[name] for name in state if name not in ("mean", "std") or state[name] is not None}
 
+    def describe(self) -> dict[str, Any]:
+        """How a graph is encoded, for a reader who has nothing else."""
+        scaling = {
+            "rows": "divide the features of each node by the sum of their absolute values, or by 1 if that is 0",
+            "standard": "subtract mean from the features of each node and divide by std, in float32",
+            "none": "take the features as they are",
+        }
+        return {
+            "how": [
+                f"x has a row for each node, in any order, with its features in float32: {scaling[self.scaling]}.",
+                "edge_index has a column for each edge: the row in x of its source, then that of its target, which "
+                "attends to the source. Where edges have no direction, each is there in both.",
+                *(["edge_attr has a row for each edge, with its features as they are."] * bool(self.num_edge_features)),
+            ],
+            **self.state(),
+        }
+
     def scale(self, found: NodeGraph) -> Data:
         """A graph with its features scaled.
 

@@ -19,7 +19,7 @@ from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.loader import pad
 from ika_lightning.data.messages import quoted, say
 from ika_lightning.data.parallel import Pairs, pair_up
-from ika_lightning.data.tokenizer import END, PADDING, START, Tokenizer
+from ika_lightning.data.tokenizer import END, HOW_TO_TOKENIZE, PADDING, START, UNKNOWN, Tokenizer
 
 __all__ = [
     "PairCorpus",
@@ -197,6 +197,25 @@ class PairEncoder(NamedTuple):
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the vocabularies, or the one that is joint."""
         return {"source": self.source.state()} | ({} if self.is_joint else {"target": self.target.state()})
+
+    def describe(self) -> dict[str, Any]:
+        """How sentences are encoded and translations are decoded, for a reader who has nothing else."""
+        return {
+            "how": [
+                HOW_TO_TOKENIZE,
+                "A source is the ids of a sentence, then the id of end. Fill up shorter ones of a batch at their ends, "
+                "with the id of padding.",
+                "A target is the id of start, then the ids of the translation so far. It is over where the id of end "
+                "is chosen; padding, unknown and start are never chosen.",
+                "Ids become text by decode(ids) of the tokenizer of the target, which is that of the source if null; "
+                "take the blank in front away.",
+            ],
+            "tokenizer": {
+                "source": self.source.describe(),
+                "target": None if self.is_joint else self.target.describe(),
+            },
+            "ids": {"padding": PADDING, "unknown": UNKNOWN, "start": START, "end": END},
+        }
 
     def texts(self, tokens: Iterable[Sequence[int]]) -> list[str]:
         """The translation that each sequence of tokens stands for, on one line.

@@ -20,7 +20,7 @@ from ika_lightning.data.labelled import Column, Labelled, read_labelled, read_te
 from ika_lightning.data.loader import LengthSampler, pad
 from ika_lightning.data.messages import none_held_out, quoted, say
 from ika_lightning.data.numbers import MISSING
-from ika_lightning.data.tokenizer import UNKNOWN, Tokenizer
+from ika_lightning.data.tokenizer import HOW_TO_TOKENIZE, PADDING, UNKNOWN, Tokenizer
 
 __all__ = ["TextBatch", "TextCorpus", "TextEncoder", "Tokens"]
 
@@ -106,6 +106,20 @@ class TextEncoder:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
         return {"tokenizer": self.tokenizer.state(), "classes": self.classes, "max_length": self.max_length}
+
+    def describe(self) -> dict[str, Any]:
+        """How texts are encoded, for a reader who has nothing else."""
+        return {
+            "how": [
+                HOW_TO_TOKENIZE,
+                "Keep the first max_length ids of a text; one without any is the id of unknown alone.",
+                "Fill up shorter texts of a batch at their ends, with the id of padding.",
+            ],
+            "tokenizer": self.tokenizer.describe(),
+            "ids": {"padding": PADDING, "unknown": UNKNOWN},
+            "max_length": self.max_length,
+            "classes": self.classes,
+        }
 
     def number(self, rows: Labelled) -> Tensor:
         """The number of the class of each row, (r,) int64.

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-__all__ = ["END", "PADDING", "START", "UNKNOWN", "Tokenizer"]
+__all__ = ["END", "HOW_TO_TOKENIZE", "PADDING", "START", "UNKNOWN", "Tokenizer"]
 
 Unit = Literal["word", "subword"]
 
 _SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 #: The first tokens of every vocabulary.
 PADDING, UNKNOWN, START, END = range(4)
+
+#: How a text becomes ids, for a reader who has the library and the JSON of a tokenizer.
+HOW_TO_TOKENIZE = (
+    "Read the tokenizer with the library 'tokenizers', as Tokenizer.from_str(json.dumps(tokenizer)); it normalises "
+    "texts itself. Set its encode_special_tokens to True, so that a text with <pad> in it is not padding. A text is "
+    "then encode(text, add_special_tokens=False).ids."
+)
 
 # A word with the apostrophes and hyphens inside it, or a single sign that is neither word nor blank.
 _WORD = tokenizers.Regex(r"\w+(?:['’\-]\w+)*|[^\w\s]")
@@ -103,6 +111,11 @@ class Tokenizer:
     def state(self) -> str:
         """Everything there is to know about this tokenizer, as JSON: a checkpoint keeps it."""
         return self._tokenizer.to_str()
+
+    def describe(self) -> dict[str, Any]:
+        """The same as lists and dicts, as the ``tokenizers`` library reads it from JSON."""
+        described: dict[str, Any] = json.loads(self.state())
+        return described
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()

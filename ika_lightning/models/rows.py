@@ -86,7 +86,7 @@ class RowTransformer(Network):
             if queries is None:
                 raise ValueError("queries are missing: rows of the context know their targets, and cannot be asked")
             known = torch.stack([targets, torch.ones_like(targets)], -1)
-            rows = rows + self.target(torch.cat([known, known.new_zeros(len(queries), 2)]))
+            rows = rows + self.target(torch.cat([known, known.new_zeros(queries.size(0), 2)]))
         encoded = self.encoder(rows.unsqueeze(0), context_length=context.size(0)).squeeze(0)
         if queries is not None:
             encoded = encoded[context.size(0) :]

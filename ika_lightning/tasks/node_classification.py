@@ -17,8 +17,9 @@ from ika_lightning.data import NodeClassificationData
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.node_classification import NodeBatch
 from ika_lightning.models import ConvFactory, GraphNetwork
+from ika_lightning.models.inference import NodeProbabilities
 from ika_lightning.pictures.results import draw_embeddings
-from ika_lightning.protocols import Figures
+from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.start import Start
@@ -173,6 +174,36 @@ class NodeClassification(Task[NodeClassificationData]):
         """Return the probabilities of the classes, (r, num_classes)."""
         probabilities: Tensor = self(batch).softmax(-1)
         return probabilities
+
+    def export_program(self, data: NodeClassificationData) -> Program:
+        """Return what tells the probabilities of the classes for all nodes of a graph."""
+        nodes, edges, width, of_edges = 7, 11, self.hparams["num_features"], self.hparams["num_edge_features"]
+        example = {
+            "x": torch.linspace(-1.0, 1.0, nodes * width).view(nodes, width),
+            "edge_index": torch.stack([torch.arange(edges), 3 * torch.arange(edges) + 1]) % nodes,
+            "edge_attr": torch.linspace(-1.0, 1.0, edges * of_edges).view(edges, of_edges),
+        }
+        if not of_edges:
+            del example["edge_attr"]
+        return Program(
+            NodeProbabilities(self.net),
+            example=example,
+            axes={
+                "x": {0: "nodes"},
+                "edge_index": {1: "edges"},
+                "edge_attr": {0: "edges"},
+                "logits": {0: "nodes"},
+                "probabilities": {0: "nodes"},
+            },
+            meaning={
+                "x": "the features of each node, scaled",
+                "edge_index": "the two ends of each edge, as rows of x",
+                "edge_attr": "the features of each edge",
+                "logits": "a score of each class for each node, in their order",
+                "probabilities": "the probability of each class for each node, in their order",
+            },
+            encoding=data.learned.describe(),
+        )
 
     def pictures(self) -> Figures:
         """Return what can be drawn of the last evaluation."""

@@ -17,8 +17,9 @@ from ika_lightning.data import RegressionData
 from ika_lightning.data.encoders import RowBatch
 from ika_lightning.data.messages import quoted
 from ika_lightning.models import AttentionFactory, RowTransformer
+from ika_lightning.models.inference import ContextRegressor
 from ika_lightning.pictures.results import draw_fit
-from ika_lightning.protocols import Figures
+from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
@@ -231,6 +232,20 @@ class Regression(Task[RegressionData]):
     def run_example(self) -> Tensor:
         """Answer for a row of the context, which a checkpoint has."""
         return self(self.context[-1:])
+
+    def export_program(self, data: RegressionData) -> Program:
+        """Return what predicts in the target's own units; the context is a part of it."""
+        mean, std, width = (self.hparams[name] for name in ("target_mean", "target_std", "num_features"))
+        return Program(
+            ContextRegressor(self.net, self.context, self.context_target, mean, std),
+            example={"features": torch.linspace(-1.0, 1.0, 11 * width).view(11, width)},
+            axes={"features": {0: "rows"}, "prediction": {0: "rows"}},
+            meaning={
+                "features": "the rows to predict for, encoded",
+                "prediction": f"{data.target_name!r} of each row, in the unit of the training table",
+            },
+            encoding=data.learned.describe(),
+        )
 
     def _in_units(self, scaled: Tensor) -> Tensor:
         in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled.cpu().double()

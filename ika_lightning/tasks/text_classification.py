@@ -18,11 +18,13 @@ from ika_lightning.attention import MIKAN
 from ika_lightning.data import TextClassificationData
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.text_classification import TextBatch
+from ika_lightning.data.tokenizer import UNKNOWN
 from ika_lightning.data.vectors import read_vectors
 from ika_lightning.models import AttentionFactory, TextClassifier
+from ika_lightning.models.inference import TextProbabilities
 from ika_lightning.models.text import Pooling
 from ika_lightning.pictures.results import draw_confusion
-from ika_lightning.protocols import Figures
+from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.start import Start, carry_rows, read_words
@@ -229,6 +231,20 @@ class TextClassification(Task[TextClassificationData]):
     def predict_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Return the probabilities of the classes, (b, c)."""
         return self(batch.tokens).softmax(-1)
+
+    def export_program(self, data: TextClassificationData) -> Program:
+        """Return what tells the probabilities of the classes."""
+        return Program(
+            TextProbabilities(self.net),
+            example={"tokens": torch.full((7, 11), UNKNOWN).tril(3)},
+            axes={"tokens": {0: "texts", 1: "tokens"}, "logits": {0: "texts"}, "probabilities": {0: "texts"}},
+            meaning={
+                "tokens": "the ids of the tokens of each text, at least one, then padding",
+                "logits": "a score of each class, in their order",
+                "probabilities": "the probability of each class, in their order",
+            },
+            encoding=data.learned.describe(),
+        )
 
     def pictures(self) -> Figures:
         """Return what can be drawn of the last validation."""

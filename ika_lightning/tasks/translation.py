@@ -18,7 +18,8 @@ from ika_lightning.data import TranslationBatch, TranslationData
 from ika_lightning.data.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
 from ika_lightning.models import AttentionFactory, EncoderDecoder
 from ika_lightning.models.decoding import Hypothesis, Search
-from ika_lightning.protocols import Tables
+from ika_lightning.models.inference import NextTokens
+from ika_lightning.protocols import Program, Tables
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.scores import CorpusScore, make_bleu
@@ -227,6 +228,25 @@ class Translation(Task[TranslationData]):
         for number, hypotheses in zip(batch.number.tolist(), found, strict=True):
             lines.setdefault(number, []).append(hypotheses)
         return list(lines.items())
+
+    def export_program(self, data: TranslationData) -> Program:
+        """Return what scores the next tokens of translations; the search for the best translation is not in it."""
+        return Program(
+            NextTokens(self.net),
+            example={"source": torch.full((5, 7), UNKNOWN).tril(3), "target": torch.full((5, 11), UNKNOWN)},
+            axes={
+                "source": {0: "sentences", 1: "source_tokens"},
+                "target": {0: "sentences", 1: "target_tokens"},
+                "log_probabilities": {0: "sentences", 1: "target_tokens"},
+            },
+            meaning={
+                "source": "the ids of the tokens of each sentence, then padding",
+                "target": "the ids of the tokens of its translation so far",
+                "log_probabilities": "the logarithm of the probability of each token, after each token of target",
+            },
+            encoding=data.learned.describe(),
+            note="beam search is not in it: it scores next tokens, and translates nothing by itself",
+        )
 
     def tables(self) -> Tables:
         """Return what can be told of the last validation: a few translations."""

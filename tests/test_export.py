@@ -1,0 +1,514 @@
+"""``export``: what leaves the package answers as it does inside, from the raw data that a stranger has."""
+
+import csv
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+import ika_lightning.cli.export
+from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, MultiheadAttention
+from ika_lightning.attention.graph import KernelGATConv, KernelTransformerConv
+from ika_lightning.cli import main
+from ika_lightning.cli.explain import UsageError
+from ika_lightning.cli.export import FORMATS, load_program, trace
+from ika_lightning.models import EncoderDecoder, GraphNetwork, RowTransformer, TextClassifier
+from ika_lightning.models.inference import ContextRegressor, NextTokens, NodeProbabilities, TextProbabilities
+from ika_lightning.protocols import Exports, Program
+
+DOCS = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+READERS = dict(zip(("pt2", "onnx", "rows", "texts", "graph", "sentence"), BLOCKS, strict=True))
+# a process in which the package cannot be imported, nor what it is made with
+ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("ika_lightning", "lightning", "torch_geometric", {more}):
+            raise ImportError(f"{{name}} is not there")
+sys.meta_path.insert(0, Refuse())
+import json
+import numpy as np
+raw = json.load(sys.stdin)
+"""
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+QUIET += ["--trainer.enable_model_summary", "false"]
+SMALL = ["--trainer.max_epochs", "1", "--pictures", "0"]
+NARROW = ["--model.width", "16", "--model.num_heads", "2", "--model.depth", "1"]
+ATTENTIONS: dict[str, Callable[..., MultiheadAttention]] = {
+    "DotProduct": DotProduct,
+    "RBF": functools.partial(RBF, p=1.5),
+    "ExplicitKernel": ExplicitKernel,
+    "IKANDirect": functools.partial(IKANDirect, num_samples=5),
+    "IKANDirect, rbf": functools.partial(IKANDirect, num_samples=5, init="rbf"),
+    "IKAN": functools.partial(IKAN, num_samples=5, stationary=True),
+    "MIKAN": functools.partial(MIKAN, num_samples=5, p="learned"),
+}
+
+
+# --- Whole commands, and readers that have nothing of the package -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each task, whose training data is gone."""
+    with chdir(tmp_path_factory.mktemp("trained")):
+        cells = (["7", "red"], [" -3.5e0", "blue "], ["NA", "green"], ["1e2", ""], [".25", "red"])
+        rows = [f"{cells[i % 5][0]},{i},{cells[i % 5][1]},{1e6 + i * i % 7}\n" for i in range(40)]
+        Path("rows.csv").write_text("a,b,colour,price\n" + "".join(rows))
+        texts = [f"{'ab'[i % 2]}\t{['good', 'bad'][i % 2]} <pad> Élan 😀 {i}\n" for i in range(40)]
+        Path("texts.tsv").write_text("".join(texts), encoding="utf-8")
+        nodes = [f"n{i},{'xyz'[i % 3]},{i % 5},{i * i % 11}\n" for i in range(75)]
+        Path("nodes.csv").write_text("node,label,f,g\n" + "".join(nodes))
+        Path("edges.csv").write_text("".join(f"n{i},n{(i * i + 3) % 75},{i % 4}\n" for i in range(75)))
+        for name, word in (("en.txt", "page"), ("de.txt", "Seite")):
+            Path(name).write_text("".join(f"{word} {i}\n" for i in range(40)))
+        data = {
+            "Regression": ["--data.path", "rows.csv", "--data.target", "price", "--data.missing", "mean", *NARROW],
+            "TextClassification": ["--data.path", "texts.tsv", "--data.max_length", "7", *NARROW],
+            "NodeClassification": ["--data.path", "nodes.csv", "--data.edges_path", "edges.csv"],
+            "Translation": ["--data.source", "en.txt", "--data.target", "de.txt", "--data.vocabulary", "280", *NARROW],
+        }
+        # what the other attentions of a translation are is the same to an export
+        data["Translation"].append("--model.attention=DotProduct")
+        for task, options in data.items():
+            main(["fit", "--model", task, "--data", f"{task}Data", *options, *QUIET, *SMALL])
+        Path("away").mkdir()
+        for file in Path().glob("*.*"):
+            file.rename(Path("away", file))
+        return {task: Path(f"runs/{task.lower()}/version_0/checkpoints/best.ckpt").resolve() for task in data}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def export(checkpoint: Path, output: str, *options: str) -> None:
+    main(["export", *QUIET, "--ckpt_path", str(checkpoint), "--output", output, *options])
+
+
+def predict(checkpoint: Path, *options: str) -> list[dict[str, str]]:
+    main(["predict", *QUIET, "--ckpt_path", str(checkpoint), "--output", "predictions.csv", *options])
+    with Path("predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_alone(kind: str, suffix: str, raw: Mapping[str, object], result: str = "answers") -> object:
+    """Encode raw data and run the model as the page says, in a process without the package."""
+    run, encode = READERS[suffix], READERS[kind]
+    if kind == "sentence":
+        run = f"def answer(inputs):\n    {run.strip().replace(chr(10), chr(10) + '    ')}\n    return answers\n"
+        encode, run = run, encode
+    script = ALONE.format(more='"torch"' if suffix == "onnx" else "")
+    script += "".join(f"{name} = raw[{name!r}]\n" for name in raw)
+    script += "features, ends, edge_features = map(np.array, raw.values())\n" if kind == "graph" else ""
+    script += f"{encode}\n{run}\n"
+    script += f"json.dump({result}, sys.stdout, default=lambda x: x.tolist())"
+    process = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-W", "ignore:.*LeafSpec", "-c", script],
+        input=json.dumps(raw), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+def relative(suffix: str) -> float:
+    """How far apart numbers may be: the rounding of sums in another order, and of other functions."""
+    return 1e-6 if suffix == "pt2" else 1e-5
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_table(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    export(trained["Regression"], f"model.{suffix}")
+    assert capsys.readouterr().out.startswith(f"model.{suffix} and model.json: features (rows, 5) -> prediction (rows)")
+    # more rows than in the example, blanks, a number and a category that are missing
+    rows = [{"a": f" {i / 7}", "b": str(i), "colour": ["red", "blue", "green"][i % 3]} for i in range(17)]
+    rows[3]["a"], rows[5]["colour"] = "n/a", " "
+    with Path("new.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["a", "b", "colour"])
+        writer.writeheader()
+        writer.writerows(rows)
+    wanted = [float(row["predicted_price"]) for row in predict(trained["Regression"], "--input", "new.csv")]
+    answers = read_alone("rows", suffix, {"rows": rows})["prediction"]
+    assert np.allclose(answers, wanted, rtol=relative(suffix) * 1e-6, atol=0) and len(set(wanted)) == 17
+    assert read_alone("rows", suffix, {"rows": rows[:1]})["prediction"] == pytest.approx(wanted[:1], rel=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:.* of the .* texts")
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_texts(trained, suffix: str) -> None:
+    export(trained["TextClassification"], f"model.{suffix}")
+    # a special token as text, an E with its accent apart, one token, none, and more than max_length
+    texts = ["bad <pad> 😀", "E\u0301LAN good", "good", "\u200b", "one two three four bad good bad good"]
+    Path("new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    wanted = predict(trained["TextClassification"], "--input", "new.txt")
+    answers = read_alone("texts", suffix, {"texts": texts})
+    for row, probabilities in zip(wanted, answers["probabilities"], strict=True):
+        expected = [float(row["probability_a"]), float(row["probability_b"])]
+        assert probabilities == pytest.approx(expected, rel=relative(suffix))
+    about = json.loads(Path("model.json").read_text())
+    assert about["encoding"]["classes"] == ["a", "b"] and about["encoding"]["max_length"] == 7
+    assert about["inputs"][0] == {
+        "name": "tokens", "dtype": "int64", "shape": ["texts", "tokens"],
+        "meaning": "the ids of the tokens of each text, at least one, then padding",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_graph(trained, suffix: str) -> None:
+    export(trained["NodeClassification"], f"model.{suffix}")
+    features = [[i % 3, i] for i in range(13)]
+    ends = [[i, (5 * i + 1) % 13] for i in range(11)]
+    Path("nodes.csv").write_text("node,f,g\n" + "".join(f"m{i},{f},{g}\n" for i, (f, g) in enumerate(features)))
+    Path("edges.csv").write_text("".join(f"m{i},m{j},{i}\n" for i, j in ends))
+    files = ["--input", "nodes.csv", "--data.predict_edges_path", "edges.csv", "--data.undirected", "false"]
+    wanted = predict(trained["NodeClassification"], *files)
+    raw = {"features": features, "ends": np.array(ends).T.tolist(), "edge_features": [[i] for i, _ in ends]}
+    answers = read_alone("graph", suffix, raw)
+    for row, probabilities in zip(wanted, answers["probabilities"], strict=True):
+        expected = [float(row[f"probability_{label}"]) for label in "xyz"]
+        assert probabilities == pytest.approx(expected, rel=relative(suffix))
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_translation_by_its_next_tokens(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    export(trained["Translation"], f"model.{suffix}")
+    assert "note: beam search is not in it" in capsys.readouterr().out
+    assert "beam search is not in it" in json.loads(Path("model.json").read_text())["note"]
+    Path("new.txt").write_text("page 31\n")
+    greedy = ["--input", "new.txt", "--model.beam", "1", "--output", "new.de"]
+    main(["predict", *QUIET, "--ckpt_path", str(trained["Translation"]), *greedy])
+    assert read_alone("sentence", suffix, {"sentence": "page 31"}, "translation") == Path("new.de").read_text().strip()
+
+
+def test_the_files_hold_their_description(trained) -> None:
+    import onnx
+
+    export(trained["Regression"], "model.pt2")
+    about = Path("model.json").read_text().rstrip()
+    extra = {"description.json": ""}
+    torch.export.load("model.pt2", extra_files=extra)
+    assert extra["description.json"] == about
+    export(trained["Regression"], "model.onnx")
+    properties = {each.key: each.value for each in onnx.load("model.onnx").metadata_props}
+    # it says the same of both
+    assert properties["description.json"] == about == Path("model.json").read_text().rstrip()
+    # and nothing of where they were made
+    assert not any(os.getcwd().encode() in file.read_bytes() for file in Path().glob("model.*"))
+    root = str(Path(ika_lightning.cli.export.__file__).parents[2]).encode()
+    assert not any(root in file.read_bytes() for file in Path().glob("model.*"))
+
+
+# --- Every layer, at every size ---------------------------------------------------------------------------------------
+
+
+def content(program: Program, suffix: str) -> bytes:
+    program.module.eval().requires_grad_(False)
+    outputs = list(program.module(**program.example))
+    return FORMATS[suffix].write(trace(program), program, outputs, "{}")
+
+
+def check(program: Program, suffix: str, *others: Mapping[str, Tensor], exact: bool = True) -> None:
+    """Check that a file answers as the module for its example and other inputs, of other sizes."""
+    answer = FORMATS[suffix].load(content(program, suffix))
+    for example in (program.example, *others):
+        found = answer(example)
+        for name, wanted in program.module(**example).items():
+            assert found[name].shape == wanted.shape and found[name].dtype == wanted.dtype
+            # the operations of a program are those of the module, one by one, but for sums over the features of edges
+            near = 1e-5 if suffix == ".onnx" else 0.0 if exact else 1e-6
+            torch.testing.assert_close(found[name], wanted, rtol=near, atol=near)
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """A network none of whose parameters is zero, as at its start."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+def texts(count: int, length: int) -> dict[str, Tensor]:
+    tokens = torch.arange(count * length).view(count, length) % 28 + 1
+    # texts of every length, one token at least
+    return {"tokens": tokens.masked_fill(torch.arange(length) > torch.arange(count).unsqueeze(1) % length, 0)}
+
+
+@pytest.mark.parametrize("attention, suffix", [(name, suffix) for name in ATTENTIONS for suffix in FORMATS])
+def test_attention_over_words(attention: str, suffix: str) -> None:
+    layer = ATTENTIONS[attention]
+    if layer is not ExplicitKernel:
+        # which is what is exported; there is one way alone for explicit kernels
+        layer = functools.partial(layer, backend="dense")
+    net = shaken(TextClassifier(31, 3, width=8, depth=1, num_heads=2, attention=layer, pooling="attention"))
+    axes = {"tokens": {0: "texts", 1: "tokens"}}
+    program = Program(TextProbabilities(net), texts(7, 11), axes, {}, {})
+    sizes = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 101), (23, 13)]
+    check(program, suffix, *(texts(*size) for size in sizes))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_attention_over_rows(suffix: str) -> None:
+    layer = functools.partial(MIKAN, num_samples=5, backend="dense")
+    net = shaken(RowTransformer(3, width=8, depth=1, num_heads=2, attention=layer, targets=True))
+    context, targets = torch.linspace(-1, 1, 69).view(23, 3).cos(), torch.linspace(-2, 2, 23)
+    rows = [{"features": torch.linspace(-2, 2, 3 * count).view(count, 3)} for count in (11, 1, 2, 23, 101)]
+    axes = {"features": {0: "rows"}}
+    program = Program(ContextRegressor(net, context, targets, mean=1e6, std=3.0), rows[0], axes, {}, {})
+    check(program, suffix, *rows[1:])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_head_that_is_alone_and_every_place_of_a_translation(suffix: str) -> None:
+    # with a copula over one head
+    layer = functools.partial(MIKAN, num_samples=5, backend="dense")
+    net = shaken(EncoderDecoder(31, 29, width=8, depth=1, num_heads=1, attention=layer))
+
+    def inputs(sentences: int, m: int, n: int) -> dict[str, Tensor]:
+        return {"source": texts(sentences, m)["tokens"], "target": texts(sentences, n)["tokens"]}
+
+    axes = {"source": {0: "sentences", 1: "source"}, "target": {0: "sentences", 1: "target"}}
+    program = Program(NextTokens(net), inputs(5, 7, 11), axes, {}, {})
+    check(program, suffix, *(inputs(*sizes) for sizes in ((1, 1, 1), (1, 5, 1), (3, 1, 7), (13, 2, 17))))
+
+
+CONVS: dict[str, Callable[..., nn.Module]] = {
+    "KernelGATConv": functools.partial(KernelGATConv, num_samples=5),
+    "KernelGATConv, copula": functools.partial(KernelGATConv, num_samples=5, spectrum="copula"),
+    "KernelTransformerConv, rbf": functools.partial(KernelTransformerConv, num_samples=5, init="rbf"),
+    "GATConv": GATConv,
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("conv", list(CONVS))
+def test_attention_over_edges(conv: str, suffix: str) -> None:
+    net = shaken(GraphNetwork(5, 3, CONVS[conv], width=4, num_heads=2))
+
+    def graph(nodes: int, edges: int) -> dict[str, Tensor]:
+        ends = torch.stack([torch.arange(edges), 3 * torch.arange(edges) + 1]) % nodes
+        return {"x": torch.linspace(-1, 1, 5 * nodes).view(nodes, 5).sin(), "edge_index": ends}
+
+    program = Program(NodeProbabilities(net), graph(7, 11), {"x": {0: "nodes"}, "edge_index": {1: "edges"}}, {}, {})
+    # a node alone, no edges, and more than in the example
+    others = [graph(*sizes) for sizes in ((1, 1), (2, 1), (3, 0), (31, 101))]
+    check(program, suffix, *others, exact="Kernel" not in conv)
+
+
+def test_double_precision_over_edges() -> None:
+    net = shaken(GraphNetwork(5, 3, GATConv, width=4, num_heads=2, num_edge_features=2)).double()
+    ends = torch.stack([torch.arange(11), 3 * torch.arange(11) + 1]) % 7
+    example = {"x": torch.linspace(-1, 1, 35).view(7, 5), "edge_index": ends, "edge_attr": torch.ones(11, 2)}
+    axes = {"x": {0: "nodes"}, "edge_index": {1: "edges"}, "edge_attr": {0: "edges"}}
+    program = Program(NodeProbabilities(net), example, axes, {}, {})
+    assert program.module(**example)["logits"].dtype == torch.float64
+    check(program, ".pt2", example | {"edge_index": ends[:, :1], "edge_attr": torch.ones(1, 2)})
+
+
+def test_the_size_of_the_example_does_not_matter() -> None:
+    net = shaken(TextClassifier(31, 3, width=8, depth=1, num_heads=2, attention=IKAN))
+    axes = {"tokens": {0: "texts", 1: "tokens"}}
+    small, large = (Program(TextProbabilities(net), texts(*size), axes, {}, {}) for size in ((2, 3), (13, 37)))
+    answers = [FORMATS[".pt2"].load(content(program, ".pt2"))(texts(5, 7)) for program in (small, large)]
+    assert answers[0]["logits"].equal(answers[1]["logits"])
+
+
+@pytest.mark.parametrize("backend", ["chunked", "linear", "reference"])
+def test_a_backend_that_was_named_is_not_needed(backend: str) -> None:
+    layer = functools.partial(IKANDirect, num_samples=5, init="rbf", backend=backend)
+    net = shaken(TextClassifier(31, 3, width=8, depth=1, num_heads=2, attention=layer)).eval()
+    example = texts(7, 11)
+    wanted = net(**example)
+    program = Program(TextProbabilities(net), example, {"tokens": {0: "texts", 1: "tokens"}}, {}, {})
+    found = FORMATS[".pt2"].load(content(program, ".pt2"))(example)["logits"]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+# --- Other checkpoints ------------------------------------------------------------------------------------------------
+
+
+def test_double_precision_stays_in_pt2() -> None:
+    Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i * i % 7}\n" for i in range(40)))
+    options = ["--data.path", "rows.csv", "--data.target", "y", *NARROW, "--trainer.precision", "64-true"]
+    main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
+    checkpoint = Path("runs/regression/version_0/checkpoints/best.ckpt")
+    export(checkpoint, "model.pt2")
+    wanted = [float(row["predicted_y"]) for row in predict(checkpoint, "--input", "rows.csv")]
+    with Path("rows.csv").open(newline="") as file:
+        answers = read_alone("rows", "pt2", {"rows": list(csv.DictReader(file))})
+    assert answers["prediction"] == pytest.approx(wanted, rel=1e-14)
+
+
+def test_a_checkpoint_of_the_estimator() -> None:
+    from ika_lightning.sklearn import KernelAttentionRegressor
+
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    model = KernelAttentionRegressor(updates=2, width=8, depth=1, num_heads=2, random_state=0).fit(x, x[:, 0])
+    model.save("model.ckpt")
+    export(Path("model.ckpt"), "model.pt2")
+    columns = [column["name"] for column in json.loads(Path("model.json").read_text())["encoding"]["columns"]]
+    rows = [dict(zip(columns, map(repr, row), strict=True)) for row in x[:7].tolist()]
+    found = read_alone("rows", "pt2", {"rows": rows})["prediction"]
+    assert found == pytest.approx(model.predict(x[:7]).tolist(), rel=1e-6)
+
+
+# --- What cannot be ---------------------------------------------------------------------------------------------------
+
+
+def error_of(capsys: pytest.CaptureFixture[str], checkpoint: Path, output: str, *options: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        export(checkpoint, output, *options)
+    assert end.value.code == 2
+    assert sorted(path.name for path in Path().iterdir() if "model." in path.name) == []
+    return capsys.readouterr().err.removeprefix("error: ").rstrip()
+
+
+def test_mistakes_are_one_line(trained, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = trained["Regression"]
+    assert error_of(capsys, checkpoint, "no/model.pt2") == (
+        "cannot write no/model.pt2: there is no folder no; create it first"
+    )
+    for name in ("model", "model.pt", "model.PT2", "-", ".onnx"):
+        assert error_of(capsys, checkpoint, name) == (
+            f"cannot write {name}: its name says no format; give one that ends in .pt2 (a program for PyTorch) or "
+            ".onnx (for any runtime of ONNX)"
+        )
+    Path("mine.json").write_text('{"my": "data"}')
+    assert error_of(capsys, checkpoint, "mine.pt2") == (
+        "cannot write mine.json: it is there, and describes no model; choose another --output"
+    )
+    assert error_of(capsys, Path("no.ckpt"), "model.pt2").startswith("no checkpoint at no.ckpt")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "onnxscript" else find(name))
+    assert error_of(capsys, checkpoint, "model.onnx") == (
+        "cannot write model.onnx: .onnx takes onnxscript, which the extra onnx brings: pip install "
+        "'ika-lightning[onnx]'; or give a name that ends in .pt2"
+    )
+
+
+def test_checkpoints_that_do_not_do(trained, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = torch.load(trained["Regression"], weights_only=True)
+    torch.save(saved | {"global_step": 0}, "new.ckpt")
+    assert error_of(capsys, Path("new.ckpt"), "model.pt2") == (
+        "new.ckpt has been trained for 0 updates: its weights are random; train it first"
+    )
+    torch.save({key: value for key, value in saved.items() if key != "RegressionData"}, "bare.ckpt")
+    assert error_of(capsys, Path("bare.ckpt"), "model.pt2").startswith(
+        "bare.ckpt does not say how its data was encoded: it holds no RegressionData; train with"
+    )
+    weights = saved["state_dict"] | {"net.head.bias": torch.full((1,), torch.nan)}
+    torch.save(saved | {"state_dict": weights}, "nan.ckpt")
+    assert error_of(capsys, Path("nan.ckpt"), "model.pt2") == (
+        "nan.ckpt answers with nan or inf: its training has diverged; take an earlier checkpoint"
+    )
+    torch.save({"weights": torch.zeros(2)}, "other.ckpt")
+    assert error_of(capsys, Path("other.ckpt"), "model.pt2").startswith("other.ckpt is not a Lightning checkpoint")
+
+
+class _Plain(LightningModule):
+    """A model that says nothing of what it computes; its name is private, as messages list all others."""
+
+
+def test_tasks_say_what_they_compute() -> None:
+    from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
+
+    tasks = (NodeClassification(), Regression(), TextClassification(), Translation())
+    assert all(isinstance(task, Exports) for task in tasks)
+    with pytest.raises(
+        UsageError, match=r"^_Plain cannot be exported, as it does not say what it computes: give it a "
+    ):
+        load_program(_Plain(), None, Path("no.ckpt"), single=False)
+
+
+class Bessel(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class Sized(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * len(x)
+
+
+class Foreign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.ika_tests.twice(x)
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.inner(x)}
+
+
+def test_what_a_format_cannot_express() -> None:
+    @torch.library.custom_op("ika_tests::twice", mutates_args=())
+    def twice(x: Tensor) -> Tensor:
+        return 2 * x
+
+    twice.register_fake(torch.empty_like)
+
+    def refusal(layer: nn.Module, suffix: str) -> str:
+        with pytest.raises(UsageError) as error:
+            content(Program(Around(layer), {"x": torch.ones(5, 3)}, {"x": {0: "rows"}}, {}, {}), suffix)
+        return str(error.value)
+
+    assert refusal(Bessel(), ".onnx") == (
+        "ONNX cannot express prims.bessel_j0.default of inner (Bessel); give a name that ends in .pt2"
+    )
+    assert refusal(Foreign(), ".pt2") == (
+        "inner (Foreign) cannot be exported, as it has an operator of its own, ika_tests.twice.default; train with a "
+        "layer made of PyTorch's operators"
+    )
+    depends = "Around cannot be exported, as what it computes depends on numbers or sizes in a way that torch.export "
+    assert refusal(Branch(), ".pt2").startswith(depends)
+    assert "rows" in refusal(Sized(), ".pt2") and refusal(Sized(), ".pt2").startswith(depends)
+
+
+def test_a_file_that_gives_other_numbers_is_not_written(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = FORMATS[".pt2"]._replace(load=lambda content: lambda inputs: {"prediction": torch.zeros(11)})
+    monkeypatch.setitem(FORMATS, ".pt2", wrong)
+    with pytest.raises(
+        RuntimeError, match="the exported model gives another prediction than the model: they differ by "
+    ):
+        export(trained["Regression"], "model.pt2")
+    assert not list(Path().glob("*model*"))
+
+
+def test_a_full_disk_leaves_both_files(file_size_limit: Callable[[int], AbstractContextManager[None]]) -> None:
+    write, (file, beside) = ika_lightning.cli.export.write_files, (Path("model.pt2"), Path("model.json"))
+    for sizes in ((500, 100), (100, 500)):
+        for there in (False, True):
+            if there:
+                write({file: b"old", beside: b"older"})
+            with file_size_limit(400), pytest.raises(OSError, match=r"^cannot write model\.\w+: File too large$"):
+                write({path: b"x" * size for path, size in zip((file, beside), sizes, strict=True)})
+            assert {path.name: path.read_bytes() for path in Path().iterdir()} == (
+                {"model.pt2": b"old", "model.json": b"older"} if there else {}
+            )
+        file.unlink()
+        beside.unlink()
