@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torch.optim import Optimizer
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ika_lightning.data import RegressionData
+from ika_lightning.data.checks import check_choices
 from ika_lightning.data.encoders import RowBatch
 from ika_lightning.data.messages import quoted
+from ika_lightning.data.rows import RowPredictions
 from ika_lightning.models import AttentionFactory, RowTransformer
 from ika_lightning.pictures.results import draw_fit
 from ika_lightning.protocols import Figures
@@ -24,6 +30,17 @@ from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start
+from ika_lightning.tasks.uncertainty import (
+    Answer,
+    conformal_radius,
+    gaussian,
+    gaussian_crps,
+    gaussian_nll,
+    rows_needed,
+    scores,
+)
+
+log = logging.getLogger(__name__)
 
 # Heads over the rows of a table are narrow, and learn more from the paper's estimator than beside an exact part. A name
 # is what a configuration can show.
@@ -43,6 +60,19 @@ class Regression(Task[RegressionData]):
     attention's spectra from their priors. ``val/loss`` and ``test/loss`` are the squared error alone; ``rmse``, ``mae``
     and ``r2`` are in the target's own units. R2 needs two rows and is left out for one.
 
+    With ``likelihood="gaussian"`` the answer for a row is a normal distribution: a mean and a standard deviation. The
+    loss is then the negative log-likelihood of the standardised target, in training and as ``val/loss`` and
+    ``test/loss``. ``nll`` is that of the target in its own unit, and ``crps`` the continuous ranked probability score,
+    in that unit.
+
+    Each validation measures how far its rows are from their predictions, in standard deviations where there is a
+    likelihood, and the checkpoint keeps these scores. By them, predictions come with an interval that holds the target
+    of a new row with a probability of ``interval``, whatever the distribution (split conformal prediction). ``test``
+    measures of it ``coverage``, the share of targets that are inside, and ``width``, in the target's unit. The
+    validation rows also choose the epoch that is kept, so coverage is a little less than it would be by rows that
+    choose nothing. Scores are those of the very weights: there is no interval for weights that were updated since their
+    last validation, nor with too few rows for it, fewer than ``interval / (1 - interval)``.
+
     Departure from the authors' code, which puts test rows into the sequence and its scaling, and chooses the epoch by
     the test error.
 
@@ -57,6 +87,8 @@ class Regression(Task[RegressionData]):
         context_targets: Whether rows of the context bring their targets. Without, attention finds similar rows, but not
             what became of them.
         kl_weight: Weight of the attention's regulariser.
+        likelihood: ``"gaussian"`` answers with a mean and a standard deviation; None with a number, by squared error.
+        interval: The probability with which intervals hold the target, in (0, 1).
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
         compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
@@ -66,6 +98,13 @@ class Regression(Task[RegressionData]):
         num_context: Number of rows in the context.
         target_mean: Mean of the target over the training rows.
         target_std: Standard deviation of the target over the training rows.
+
+    Attributes:
+        calibration: Scores of the rows of the last validation, ascending, on the standardised scale or in standard
+            deviations; None if the weights were not validated.
+
+    Raises:
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -98,6 +137,8 @@ class Regression(Task[RegressionData]):
         query_fraction: float = 0.5,
         context_targets: bool = True,
         kl_weight: float = 0.01,
+        likelihood: Literal["gaussian"] | None = None,
+        interval: float = 0.9,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.006),
         scheduler: LRSchedulerCallable | None = WarmupCosine,
         compile: bool = False,
@@ -110,11 +151,17 @@ class Regression(Task[RegressionData]):
         super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
-        self.query_fraction = query_fraction
+        check_choices(likelihood=(likelihood, ("gaussian",)))
+        if not 0.0 < interval < 1.0:
+            raise ValueError(f"interval must be between 0 and 1, such as 0.9, got {interval}")
+        self.query_fraction, self.interval = query_fraction, interval
         self.save_hyperparameters(ignore=UNSAVED)
         self.save_arguments("attention")
         self.attention = find_layer(attention)
-        # of the last validation: rows, answers, truth
+        self.calibration: Tensor | None = None
+        self._said_why = False
+        # of the last validation: scores; and rows, answers, truth
+        self._scores: list[Tensor] = []
         self._answers: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def read_sizes(self, data: RegressionData) -> dict[str, Any] | None:
@@ -148,14 +195,16 @@ class Regression(Task[RegressionData]):
             ffn_width=sizes["ffn_width"],
             dropout=sizes["dropout"],
             targets=sizes["context_targets"],
+            outputs=2 if self.has_likelihood else 1,
         )
 
     def receive(self, data: RegressionData) -> None:
-        """Take the context: features of training rows, and their targets."""
+        """Take the context: features of training rows, and their targets. What was measured with another is void."""
         context, target = data.context, data.context_target
         self.context = torch.empty(context.shape, device=self.device).copy_(context)
         if self.hparams["context_targets"]:
             self.context_target = torch.empty(target.shape, device=self.device).copy_(target)
+        self.calibration = None
 
     def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:
         """Keep all weights, for a table of the same columns."""
@@ -171,61 +220,174 @@ class Regression(Task[RegressionData]):
             )
         return dict(start.weights), "with the context and the scale of the new table"
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether answers have a standard deviation that was trained."""
+        return self.hparams["likelihood"] is not None
+
     def forward(self, rows: Tensor) -> Tensor:
         """Predict the standardised target of standardised rows (r, num_features), from the context; returns (r,)."""
-        answers: Tensor = self.net(self.context, rows, self.context_target)
-        return answers
+        return self.answer(rows).mean
+
+    def answer(self, rows: Tensor) -> Answer:
+        """Say what is believed of the standardised target of standardised rows (r, num_features), from the context.
+
+        Shapes:
+            mean and std (r,).
+        """
+        return self._read(self.net(self.context, rows, self.context_target))
+
+    def _read(self, outputs: Tensor) -> Answer:
+        return gaussian(outputs) if self.has_likelihood else Answer(outputs)
 
     def loss(self, batch: RowBatch) -> Loss:
         """Return the loss of the first rows of a batch, which is in random order, with the others as context."""
         asking = max(1, int(self.query_fraction * len(batch.target)))
         target, known = batch.target[:asking], batch.target[asking:] if self.hparams["context_targets"] else None
-        answers = self.net(batch.features[asking:], batch.features[:asking], known)
-        return Loss(F.mse_loss(answers, target), len(target))
+        mean, std = self._read(self.net(batch.features[asking:], batch.features[:asking], known))
+        loss = F.mse_loss(mean, target) if std is None else gaussian_nll(mean, std, target).mean()
+        return Loss(loss, len(target))
 
     def make_metrics(self) -> dict[str, Metric]:
         """Make the errors, on the standardised scale."""
+        likelihood = {"loss": MeanMetric(), "crps": MeanMetric()}
         return {
             "loss": MeanSquaredError(),
             "rmse": MeanSquaredError(squared=False),
             "mae": MeanAbsoluteError(),
             "r2": R2Score(),
-        }
+            "coverage": MeanMetric(),
+            "width": MeanMetric(),
+        } | (likelihood if self.has_likelihood else {})
 
     def measure(self, batch: RowBatch, metrics: MetricCollection, stage: Stage) -> None:
-        """Measure the rows of a batch."""
+        """Measure the rows of a batch, and in a test their intervals."""
+        target = batch.target
         # the share of one process may have none
-        if not len(batch.target):
+        if not len(target):
+            self._scores.append(target)
             return
-        answers = self(batch.features)
-        metrics.update(answers, batch.target)
+        answer = self.answer(batch.features)
+        mean, scale = answer.mean, self._scale(answer)
+        for name in ("rmse", "mae", "r2"):
+            metrics[name].update(mean, target)
+        if self.has_likelihood:
+            metrics["loss"].update(gaussian_nll(mean, scale, target))
+            metrics["crps"].update(gaussian_crps(mean, scale, target))
+        else:
+            metrics["loss"].update(mean, target)
+        found = scores(mean, scale, target)
         if stage == "val":
-            self._answers.append((batch.row, answers, batch.target))
+            self._scores.append(found)
+            self._answers.append((batch.row, mean, target))
+        elif math.isfinite(radius := self.radius):
+            metrics["coverage"].update((found <= radius).to(found.dtype))
+            metrics["width"].update(2.0 * radius * scale)
+
+    def _scale(self, answer: Answer) -> Tensor:
+        """In what errors are told: the standard deviations of answers, if those were trained, or 1."""
+        return answer.std if self.has_likelihood and answer.std is not None else torch.ones_like(answer.mean)
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was answered in the validation before."""
-        self._answers = []
+        self._scores, self._answers = [], []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured, and keep the scores for intervals."""
+        super().on_validation_epoch_end()
+        if self.trainer.sanity_checking:
+            return
+        found = torch.cat(self._scores)
+        if self.trainer.world_size > 1:
+            found = torch.cat(gather_all_tensors(found))
+        self.calibration = found.sort().values.cpu()
+        if self.trainer.is_global_zero and not (self._said_why or math.isfinite(self.radius)):
+            self._said_why = True
+            log.warning("predictions have no interval: %s", self.why_no_interval)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradient that of the mean over the samples of the update; scores are of the weights before it."""
+        super().on_before_optimizer_step(optimizer)
+        self.calibration = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the scores of the last validation."""
+        super().on_save_checkpoint(checkpoint)
+        if self.calibration is not None:
+            checkpoint["calibration"] = self.calibration
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the scores of the checkpoint's validation, which earlier versions did not keep."""
+        super().on_load_checkpoint(checkpoint)
+        self.calibration = checkpoint.get("calibration")
+
+    @property
+    def radius(self) -> float:
+        """How far intervals go to each side, on the standardised scale or in standard deviations; infinite if unknown.
+
+        The first without a likelihood, the second with one.
+        """
+        if self.calibration is None:
+            return math.inf
+        radius = conformal_radius(self.calibration, self.interval)
+        # a network that has diverged has scores that are no numbers
+        return math.inf if math.isnan(radius) else radius
+
+    @property
+    def why_no_interval(self) -> str:
+        """Why the radius is infinite, where it is, and how to go on."""
+        if self.calibration is None:
+            return "the weights were not validated; train with validation rows, or validate them"
+        if len(self.calibration) < (needed := rows_needed(self.interval)):
+            return (
+                f"{len(self.calibration)} validation rows are too few for interval={self.interval}, which takes "
+                f"{needed}; give more, or a lower interval"
+            )
+        return "the model answers validation rows with what is no number; train with a lower learning rate"
 
     def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
-        """Return the errors in the target's own units, and R2 if there are two rows."""
-        rows = self.trainer.strategy.reduce(metrics["r2"].total.clone(), reduce_op="sum")  # type: ignore[operator]
-        units = {"rmse": self.hparams["target_std"], "mae": self.hparams["target_std"]}
-        return {
-            name: metric.compute() * units.get(name, 1.0)
-            for name, metric in metrics.items()
-            if name != "r2" or rows >= 2
+        """Return the errors in the target's own unit, R2 if there are two rows, and intervals if there are any."""
+
+        def count(name: str, state: str) -> float:
+            return float(self.trainer.strategy.reduce(getattr(metrics[name], state).clone(), reduce_op="sum"))
+
+        intervals = count("width", "weight") > 0
+        there = {"r2": count("r2", "total") >= 2, "coverage": intervals, "width": intervals}
+        unit = self.hparams["target_std"]
+        units = {"rmse": unit, "mae": unit, "crps": unit, "width": unit}
+        found = {
+            name: metric.compute() * units.get(name, 1.0) for name, metric in metrics.items() if there.get(name, True)
         }
+        return found | ({"nll": found["loss"] + math.log(unit)} if self.has_likelihood else {})
 
     def predict_step(self, batch: RowBatch, batch_idx: int) -> Tensor:
-        """Return predictions in the target's own units, float64 (r,): a large mean must not cost digits."""
-        return self._in_units(self(batch.features))
+        """Return predictions in the target's own unit, float64: a large mean must not cost digits.
+
+        Shapes:
+            the result (r,); (r, 2), mean and standard deviation, where that is known.
+        """
+        answer = self.answer(batch.features)
+        mean = self._in_units(answer.mean)
+        return mean if answer.std is None else torch.stack([mean, self._in_widths(answer.std)], -1)
+
+    def complete_predictions(self, predictions: Tensor) -> RowPredictions:
+        """Give predictions their intervals.
+
+        Args:
+            predictions: What :meth:`predict_step` has returned, of one batch or several.
+        """
+        mean, std = (predictions, None) if predictions.dim() == 1 else predictions.unbind(-1)
+        if math.isinf(self.radius):
+            return RowPredictions(mean, std)
+        scale = std if self.has_likelihood and std is not None else self.hparams["target_std"]
+        return RowPredictions(mean, std, mean - self.radius * scale, mean + self.radius * scale)
 
     def pictures(self) -> Figures:
         """Return what can be drawn of the last validation; in distributed training, of this process's rows."""
         if self.data is None or not self._answers:
             return {}
-        row, answers, target = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
-        units = self._in_units(answers), self._in_units(target)
+        row, mean, target = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
+        units = self._in_units(mean), self._in_units(target)
         return {"results/fit": partial(draw_fit, row.cpu(), *units, self.data.target_name)}
 
     def run_example(self) -> Tensor:
@@ -233,8 +395,12 @@ class Regression(Task[RegressionData]):
         return self(self.context[-1:])
 
     def _in_units(self, scaled: Tensor) -> Tensor:
-        in_units: Tensor = self.hparams["target_mean"] + self.hparams["target_std"] * scaled.cpu().double()
+        in_units: Tensor = self.hparams["target_mean"] + self._in_widths(scaled)
         return in_units
+
+    def _in_widths(self, scaled: Tensor) -> Tensor:
+        in_widths: Tensor = self.hparams["target_std"] * scaled.cpu().double()
+        return in_widths
 
 
 def _columns(columns: list[tuple[str, Any]]) -> str:

@@ -57,7 +57,11 @@ def states(folder: Path) -> dict[str, Any]:
     last, best = (torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
     for state in last["callbacks"].values():
         state.pop("current_score", None)  # which ModelCheckpoint keeps, does not load, and makes no use of
-    return {**{key: last[key] for key in kept}, "best": best["state_dict"], "step": last["global_step"]}
+    calibration = [state.get("calibration") for state in (last, best)]
+    return {
+        **{key: last[key] for key in kept}, "best": best["state_dict"], "step": last["global_step"],
+        "calibration": calibration,
+    }  # fmt: skip
 
 
 def assert_same(one: Any, other: Any) -> None:
