@@ -18,12 +18,12 @@ from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ika_lightning.data import RegressionData
-from ika_lightning.data.checks import check_choices
+from ika_lightning.data.checks import check_choices, check_least
 from ika_lightning.data.encoders import RowBatch
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.rows import RowPredictions
-from ika_lightning.models import AttentionFactory, RowTransformer
-from ika_lightning.pictures.results import draw_fit
+from ika_lightning.models import AttentionFactory, Ensemble, RowTransformer
+from ika_lightning.pictures.results import draw_calibration, draw_fit
 from ika_lightning.protocols import Figures
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
@@ -36,6 +36,7 @@ from ika_lightning.tasks.uncertainty import (
     gaussian,
     gaussian_crps,
     gaussian_nll,
+    mixture,
     rows_needed,
     scores,
 )
@@ -73,6 +74,12 @@ class Regression(Task[RegressionData]):
     choose nothing. Scores are those of the very weights: there is no interval for weights that were updated since their
     last validation, nor with too few rows for it, fewer than ``interval / (1 - interval)``.
 
+    An ``ensemble`` of several networks sees the same batches, but each has weights, dropout and noise of its own. The
+    loss is the mean over them. What is answered, and measured, is their mixture: its mean, and as standard deviation
+    the spread of their means together with the standard deviations of each (Lakshminarayanan et al. 2017). Without a
+    likelihood, that is the spread alone: it tells where they disagree, and not how far targets are from the mean, so
+    it is written with predictions but makes no interval wider.
+
     Departure from the authors' code, which puts test rows into the sequence and its scaling, and chooses the epoch by
     the test error.
 
@@ -87,6 +94,7 @@ class Regression(Task[RegressionData]):
         context_targets: Whether rows of the context bring their targets. Without, attention finds similar rows, but not
             what became of them.
         kl_weight: Weight of the attention's regulariser.
+        ensemble: How many networks are trained together and asked together; training takes that many times as long.
         likelihood: ``"gaussian"`` answers with a mean and a standard deviation; None with a number, by squared error.
         interval: The probability with which intervals hold the target, in (0, 1).
         optimizer: Called with the parameters.
@@ -115,7 +123,7 @@ class Regression(Task[RegressionData]):
         >>> trainer.fit(Regression(MIKAN, width=16, depth=1, num_heads=2), RegressionData("airline_passengers"))
     """
 
-    net: RowTransformer
+    net: RowTransformer | Ensemble
     context: Tensor
     context_target: Tensor
     data_class = RegressionData
@@ -137,6 +145,7 @@ class Regression(Task[RegressionData]):
         query_fraction: float = 0.5,
         context_targets: bool = True,
         kl_weight: float = 0.01,
+        ensemble: int = 1,
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.006),
@@ -151,6 +160,7 @@ class Regression(Task[RegressionData]):
         super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
+        check_least(ensemble=(ensemble, 1))
         check_choices(likelihood=(likelihood, ("gaussian",)))
         if not 0.0 < interval < 1.0:
             raise ValueError(f"interval must be between 0 and 1, such as 0.9, got {interval}")
@@ -162,7 +172,7 @@ class Regression(Task[RegressionData]):
         self._said_why = False
         # of the last validation: scores; and rows, answers, truth
         self._scores: list[Tensor] = []
-        self._answers: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._answers: list[tuple[Tensor, Answer, Tensor]] = []
 
     def read_sizes(self, data: RegressionData) -> dict[str, Any] | None:
         """Return the sizes of the training rows, and the scale of their target."""
@@ -180,13 +190,14 @@ class Regression(Task[RegressionData]):
         """Return the state of the encoder; how new rows are read does not change what the weights mean."""
         return state.get("encoder", {})
 
-    def build(self) -> RowTransformer:
+    def build(self) -> RowTransformer | Ensemble:
         """Make the network, and room for its context."""
         sizes = self.hparams
         context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
         self.register_buffer("context", context)
         self.register_buffer("context_target", context.new_zeros(len(context)) if sizes["context_targets"] else None)
-        return RowTransformer(
+        make = partial(
+            RowTransformer,
             sizes["num_features"],
             width=sizes["width"],
             depth=sizes["depth"],
@@ -197,6 +208,7 @@ class Regression(Task[RegressionData]):
             targets=sizes["context_targets"],
             outputs=2 if self.has_likelihood else 1,
         )
+        return make() if sizes["ensemble"] == 1 else Ensemble(make, sizes["ensemble"])
 
     def receive(self, data: RegressionData) -> None:
         """Take the context: features of training rows, and their targets. What was measured with another is void."""
@@ -235,18 +247,31 @@ class Regression(Task[RegressionData]):
         Shapes:
             mean and std (r,).
         """
-        return self._read(self.net(self.context, rows, self.context_target))
+        answer = self._read(self.net(self.context, rows, self.context_target))
+        return answer if self.hparams["ensemble"] == 1 else mixture(*answer)
 
     def _read(self, outputs: Tensor) -> Answer:
+        """What the outputs of the network say, each member's of an ensemble."""
         return gaussian(outputs) if self.has_likelihood else Answer(outputs)
+
+    def regulariser(self) -> Tensor:
+        """Return the divergence of the attention's spectra from their priors, the mean over an ensemble."""
+        return super().regulariser() / self.hparams["ensemble"]
 
     def loss(self, batch: RowBatch) -> Loss:
         """Return the loss of the first rows of a batch, which is in random order, with the others as context."""
         asking = max(1, int(self.query_fraction * len(batch.target)))
         target, known = batch.target[:asking], batch.target[asking:] if self.hparams["context_targets"] else None
         mean, std = self._read(self.net(batch.features[asking:], batch.features[:asking], known))
-        loss = F.mse_loss(mean, target) if std is None else gaussian_nll(mean, std, target).mean()
-        return Loss(loss, len(target))
+        # of an ensemble, as often as there are members
+        wanted = target.expand_as(mean)
+        if std is None:
+            return Loss(F.mse_loss(mean, wanted), len(target))
+        # Plain, not weighted by the standard deviation as in beta-NLL (Seitzer et al. 2022): on validation rows, with
+        # beta = 0.5, the RMSE falls on Yacht from 1.40 to 0.64 and on Energy from 0.54 to 0.48 (means of two seeds). But
+        # the negative log-likelihood, by which the epoch is chosen, rises on Yacht from -2.78 to -2.31, where on Energy
+        # it falls from -1.69 to -1.80.
+        return Loss(gaussian_nll(mean, std, wanted).mean(), len(target))
 
     def make_metrics(self) -> dict[str, Metric]:
         """Make the errors, on the standardised scale."""
@@ -279,7 +304,7 @@ class Regression(Task[RegressionData]):
         found = scores(mean, scale, target)
         if stage == "val":
             self._scores.append(found)
-            self._answers.append((batch.row, mean, target))
+            self._answers.append((batch.row, answer, target))
         elif math.isfinite(radius := self.radius):
             metrics["coverage"].update((found <= radius).to(found.dtype))
             metrics["width"].update(2.0 * radius * scale)
@@ -366,9 +391,7 @@ class Regression(Task[RegressionData]):
         Shapes:
             the result (r,); (r, 2), mean and standard deviation, where that is known.
         """
-        answer = self.answer(batch.features)
-        mean = self._in_units(answer.mean)
-        return mean if answer.std is None else torch.stack([mean, self._in_widths(answer.std)], -1)
+        return self._in_units(self.answer(batch.features))
 
     def complete_predictions(self, predictions: Tensor) -> RowPredictions:
         """Give predictions their intervals.
@@ -377,30 +400,35 @@ class Regression(Task[RegressionData]):
             predictions: What :meth:`predict_step` has returned, of one batch or several.
         """
         mean, std = (predictions, None) if predictions.dim() == 1 else predictions.unbind(-1)
-        if math.isinf(self.radius):
+        if math.isinf(radius := self.radius):
             return RowPredictions(mean, std)
-        scale = std if self.has_likelihood and std is not None else self.hparams["target_std"]
-        return RowPredictions(mean, std, mean - self.radius * scale, mean + self.radius * scale)
+        half = radius * (std if self.has_likelihood and std is not None else self.hparams["target_std"])
+        return RowPredictions(mean, std, mean - half, mean + half)
 
     def pictures(self) -> Figures:
         """Return what can be drawn of the last validation; in distributed training, of this process's rows."""
         if self.data is None or not self._answers:
             return {}
-        row, mean, target = (torch.cat(parts) for parts in zip(*self._answers, strict=True))
-        units = self._in_units(mean), self._in_units(target)
-        return {"results/fit": partial(draw_fit, row.cpu(), *units, self.data.target_name)}
+        rows, answers, targets = zip(*self._answers, strict=True)
+        means, stds = zip(*answers, strict=True)
+        target, mean = torch.cat(targets), torch.cat(means)
+        std = None if stds[0] is None else torch.cat(stds)
+        found = self.complete_predictions(self._in_units(Answer(mean, std)))
+        interval = None if found.lower is None or found.upper is None else (found.lower, found.upper)
+        of_fit = torch.cat(rows).cpu(), found.mean, self._in_units(Answer(target))
+        fit = partial(draw_fit, *of_fit, self.data.target_name, interval)
+        calibration = {} if std is None else {"results/calibration": partial(draw_calibration, (target - mean) / std)}
+        return {"results/fit": fit, **calibration}
 
     def run_example(self) -> Tensor:
         """Answer for a row of the context, which a checkpoint has."""
         return self(self.context[-1:])
 
-    def _in_units(self, scaled: Tensor) -> Tensor:
-        in_units: Tensor = self.hparams["target_mean"] + self._in_widths(scaled)
-        return in_units
-
-    def _in_widths(self, scaled: Tensor) -> Tensor:
-        in_widths: Tensor = self.hparams["target_std"] * scaled.cpu().double()
-        return in_widths
+    def _in_units(self, answer: Answer) -> Tensor:
+        """Means in the target's own unit, float64 (r,); (r, 2) with standard deviations, where they are known."""
+        unit = self.hparams["target_std"]
+        mean = self.hparams["target_mean"] + unit * answer.mean.cpu().double()
+        return mean if answer.std is None else torch.stack([mean, unit * answer.std.cpu().double()], -1)
 
 
 def _columns(columns: list[tuple[str, Any]]) -> str:

@@ -100,6 +100,7 @@ quiet = pytest.mark.filterwarnings(
         ("regression", {"accumulate_grad_batches": 2}),
         ("regression", {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 15}),
         ("regression", {"val_check_interval": 0.5}),
+        ("sure_regression", {}),
         ("text_classification", {}),
         ("translation", {"max_epochs": 2}),
         ("node_classification", {}),

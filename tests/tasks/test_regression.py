@@ -14,7 +14,7 @@ from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.callbacks.predictions import PredictionWriter
 from ika_lightning.data import RegressionData
 from ika_lightning.tasks import Regression, WarmupCosine
-from ika_lightning.tasks.uncertainty import FLOOR, conformal_radius, gaussian_crps, gaussian_nll
+from ika_lightning.tasks.uncertainty import FLOOR, conformal_radius, gaussian, gaussian_crps, gaussian_nll
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0}
@@ -213,14 +213,14 @@ def sure(request, table, tmp_path) -> tuple[Regression, RegressionData, Path]:
 
 class TestLikelihood:
     @pytest.fixture
-    def gaussian(self, table, tmp_path) -> tuple[Regression, RegressionData]:
+    def distribution(self, table, tmp_path) -> tuple[Regression, RegressionData]:
         seed_everything(0, verbose=False)
         model, rows = Regression(MIKAN, **SMALL, likelihood="gaussian"), data(table)
         trainer(tmp_path, max_epochs=2).fit(model, rows)
         return model.eval(), rows
 
-    def test_figures_are_in_the_units_of_the_target(self, gaussian, tmp_path):
-        model, rows = gaussian
+    def test_figures_are_in_the_units_of_the_target(self, distribution, tmp_path):
+        model, rows = distribution
         (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
         (batch,) = rows.test_dataloader()
         mean, std = model.predict_step(batch, 0).detach().unbind(-1)
@@ -235,8 +235,8 @@ class TestLikelihood:
             assert measured[f"test/{name}"] == pytest.approx(value.item(), rel=1e-4), name
         assert measured["test/loss"] == pytest.approx(measured["test/nll"] - math.log(rows.target_std), rel=1e-5)
 
-    def test_the_training_loss(self, gaussian):
-        model, rows = gaussian
+    def test_the_training_loss(self, distribution):
+        model, rows = distribution
         batch = next(iter(rows.train_dataloader()))
         mean, std = model._read(model.net(batch.features[30:], batch.features[:30], batch.target[30:]))
         wanted = gaussian_nll(mean, std, batch.target[:30]).mean()
@@ -286,8 +286,8 @@ class TestLikelihood:
         (measured,) = fit.test(model, constant, verbose=False)
         assert all(math.isfinite(measured[f"test/{name}"]) for name in ("loss", "nll", "crps", "coverage", "width"))
 
-    def test_a_distribution_never_depends_on_its_target_nor_on_what_else_is_asked(self, gaussian):
-        model, rows = gaussian
+    def test_a_distribution_never_depends_on_its_target_nor_on_what_else_is_asked(self, distribution):
+        model, rows = distribution
         (batch,) = rows.test_dataloader()
         together = model.predict_step(batch, 0)
         assert together.shape == (15, 2) and together.dtype == torch.float64
@@ -312,6 +312,104 @@ class TestLikelihood:
     def test_wrong(self, options, message):
         with pytest.raises(ValueError, match=message):
             Regression(**options)
+
+
+class TestEnsemble:
+    @pytest.fixture(params=[None, "gaussian"])
+    def three(self, request, table, tmp_path) -> tuple[Regression, RegressionData]:
+        seed_everything(0, verbose=False)
+        options = SMALL | {"dropout": 0.2}
+        model, rows = Regression(MIKAN, **options, likelihood=request.param, ensemble=3), data(table)
+        fit = trainer(tmp_path, max_epochs=2)
+        fit.fit(model, rows)
+        fit.save_checkpoint(tmp_path / "three.ckpt")
+        return model, rows
+
+    def members(self, model: Regression, *rows: torch.Tensor) -> list[torch.Tensor]:
+        return [member(*rows) for member in model.net.members]
+
+    def test_the_answer_is_the_mixture(self, three):
+        model, rows = three
+        (batch,) = rows.test_dataloader()
+        model.eval()
+        outputs = torch.stack(self.members(model, model.context, batch.features, model.context_target))
+        mean, std = model.answer(batch.features)
+        if model.has_likelihood:
+            means, stds = gaussian(outputs)
+            variance = stds.square().mean(0) + means.var(0, correction=0)
+        else:
+            means = outputs
+            variance = means.var(0, correction=0)
+        assert (means[0] != means[1]).all()
+        assert_close(mean, means.mean(0))
+        assert_close(std.square(), variance)
+        assert_close(model(batch.features), mean, rtol=0, atol=0)
+        of_files = model.predict_step(batch, 0)
+        assert_close(of_files, torch.stack([rows.target_mean + rows.target_std * mean.double(),
+                                            rows.target_std * std.double()], -1))  # fmt: skip
+
+    def test_the_loss_is_the_mean_over_members_and_each_has_noise_of_its_own(self, three):
+        model, rows = three
+        model.log = lambda *args, **kwargs: None
+        batch = next(iter(rows.train_dataloader()))
+        model.train()
+        torch.manual_seed(1)
+        loss = model.training_step(batch, 0)
+        torch.manual_seed(1)
+        target, losses = batch.target[:30], []
+        for member in model.net.members:
+            raw = member(batch.features[30:], batch.features[:30], batch.target[30:])
+            own = (raw - target).square() if raw.dim() == 1 else gaussian_nll(*gaussian(raw), target)
+            losses.append(own.mean() + model.kl_weight * attention_kl(member))
+        assert_close(loss, torch.stack(losses).mean())
+        # the same weights do not answer the same, as dropout and frequencies are drawn anew for each
+        first, second = model.net.members[:2]
+        second.load_state_dict(first.state_dict())
+        one, other = self.members(model, batch.features[30:], batch.features[:30], batch.target[30:])[:2]
+        assert (one != other).all()
+
+    def test_the_measures_are_of_what_is_predicted(self, three, tmp_path):
+        model, rows = three
+        (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
+        (batch,) = rows.test_dataloader()
+        mean, std = model.eval().answer(batch.features)
+        error = (batch.target - mean).detach()
+        wanted = gaussian_nll(mean, std, batch.target).mean() if model.has_likelihood else error.square().mean()
+        assert measured["test/loss"] == pytest.approx(wanted.item(), rel=1e-5)
+        assert measured["test/rmse"] == pytest.approx(rows.target_std * error.square().mean().sqrt().item(), rel=1e-5)
+        assert "test/crps" in measured or not model.has_likelihood
+        (held_out,) = rows.val_dataloader()
+        assert_close(model.calibration, scores_of(model, held_out))
+
+    def test_a_checkpoint_brings_all_of_them(self, three, tmp_path):
+        model, rows = three
+        (batch,) = rows.test_dataloader()
+        loaded = Regression.load_from_checkpoint(tmp_path / "three.ckpt", weights_only=True)
+        assert_close(loaded.eval().answer(batch.features), model.eval().answer(batch.features), rtol=0, atol=0)
+
+    def test_one_is_no_ensemble(self, table, tmp_path):
+        """Neither by its keys nor by its numbers."""
+        found = []
+        for options in ({}, {"ensemble": 1}):
+            seed_everything(0, verbose=False)
+            model = Regression(IKANDirect, **SMALL, **options)
+            trainer(tmp_path, max_epochs=1).fit(model, data(table))
+            found.append(model.state_dict())
+        assert all(
+            key.startswith(("net.embed", "net.target", "net.encoder", "net.head", "context")) for key in found[1]
+        )
+        assert_close(*found, rtol=0, atol=0)
+
+    def test_it_has_nothing_to_start_from_a_single_one(self, sure, table, tmp_path):
+        model, _, path = sure
+        other = Regression(IKANDirect, **SMALL, ensemble=2, likelihood=model.hparams["likelihood"], init_from=str(path))
+        with pytest.raises(ValueError, match=r"sure.ckpt has another network, with ensemble=1 \(here 2\)"):
+            trainer(tmp_path, max_epochs=1).fit(other, data(table))
+
+    @pytest.mark.parametrize("wrong", [0, -3])
+    def test_wrong(self, wrong):
+        with pytest.raises(ValueError, match=f"^ensemble must be at least 1, got {wrong}$"):
+            Regression(ensemble=wrong)
 
 
 class TestIntervals:
@@ -428,6 +526,19 @@ class TestIntervals:
         model, _, _ = sure
         model.calibration = torch.full((31,), math.nan)
         assert model.radius == math.inf and "no number" in model.why_no_interval
+
+    def test_they_are_in_the_pictures(self, sure, tmp_path):
+        model, rows, path = sure
+        trainer(tmp_path).validate(model, rows, ckpt_path=path, weights_only=True, verbose=False)
+        figures = model.pictures()
+        assert figures.keys() == {"results/fit"} | ({"results/calibration"} if model.has_likelihood else set())
+
+        def labels():
+            return [artist.get_label() for artist in model.pictures()["results/fit"]().axes[0].collections]
+
+        assert "interval" in labels()
+        model.calibration = None
+        assert "interval" not in labels()
 
     @pytest.mark.parametrize("name", ["out.csv", "out.tsv.gz", "out.jsonl"])
     def test_files_have_what_is_known(self, sure, name, tmp_path):
