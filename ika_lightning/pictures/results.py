@@ -104,10 +104,12 @@ def draw_fit(
     line = "-" if len(x) > 2 and (x[1:] - x[:-1] == 1).all() else "."
     if interval is not None:
         low, high = (array(end[order].double()) for end in interval)
-        if line == "-":
-            over.fill_between(x, low, high, color=COLOURS[5], alpha=0.35, linewidth=0, label="interval")
-        else:
-            over.vlines(x, low, high, color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval")
+        # a residual is inside of its bar if the truth is inside of the interval
+        for panel, ends in ((over, (low, high)), (left, (y - high, y - low))):
+            if line == "-":
+                panel.fill_between(x, ends[0], ends[1], color=COLOURS[5], alpha=0.35, linewidth=0, label="interval")
+            else:
+                panel.vlines(x, ends[0], ends[1], color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval")
     over.vlines(x, truth, y, color=GREY, linewidth=0.6)
     over.plot(x, truth, ".", color=GREY, markersize=4, label="truth")
     over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction")

@@ -93,10 +93,14 @@ def test_intervals_are_drawn_where_they_are() -> None:
     row = torch.tensor([4, 0, 2])
     lower, upper = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])
     figure = draw_fit(row, (lower + upper) / 2, torch.tensor([1.5, 9.0, 3.5]), "m", (lower, upper))
-    (drawn,) = [lines for lines in figure.axes[0].collections if lines.get_label() == "interval"]
-    assert [segment.tolist() for segment in drawn.get_segments()] == [
-        [[1.0, 2.0], [1.0, 4.0]], [[3.0, 3.0], [3.0, 6.0]], [[5.0, 1.0], [5.0, 2.0]],
-    ]  # fmt: skip
+
+    def bars(panel):
+        (drawn,) = [lines for lines in panel.collections if lines.get_label() == "interval"]
+        return [segment.tolist() for segment in drawn.get_segments()]
+
+    over, _, residuals = figure.axes
+    assert bars(over) == [[[1.0, 2.0], [1.0, 4.0]], [[3.0, 3.0], [3.0, 6.0]], [[5.0, 1.0], [5.0, 2.0]]]
+    assert bars(residuals) == [[[1.0, -1.0], [1.0, 1.0]], [[3.0, -1.5], [3.0, 1.5]], [[5.0, -0.5], [5.0, 0.5]]]
 
 
 def test_nothing_is_left_behind() -> None:
