@@ -113,6 +113,8 @@ def test_a_training_goes_on_bit_by_bit(task, options, data, tmp_path) -> None:
     whole, metrics = states(tmp_path), (tmp_path / "metrics.csv").read_bytes()
     snapshots = sorted(tmp_path.glob("*.snapshot"), key=lambda file: int(file.stem))
     assert len(snapshots) == whole["step"] and whole["step"] > 2
+    # the best weights were validated
+    assert (whole["calibration"][1] is not None) == ("regression" in task)
     # the beginning, somewhere, the ends of epochs, and the end
     chosen = snapshots if len(snapshots) < 5 else [snapshots[i] for i in (0, 1, len(snapshots) // 2, -2, -1)]
     for snapshot in [*chosen, tmp_path / "checkpoints" / "last.ckpt"]:
