@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
+    "CompletesPredictions",
     "CountsUnits",
     "DrawsResults",
     "Exports",
@@ -126,11 +127,19 @@ class CountsUnits(Protocol):
 
 
 @runtime_checkable
+class CompletesPredictions(Protocol):
+    """A model that knows more of its predictions than it returns for each batch, such as intervals around them."""
+
+    def complete_predictions(self, predictions: Any) -> Any:
+        """Return what is written: of all predictions, one after another, a tensor or a list."""
+
+
+@runtime_checkable
 class WritesPredictions(Protocol):
     """A data module that knows how predictions for its rows are written."""
 
     def write_predictions(self, path: str | Path, predictions: Any) -> None:
-        """Write the predictions of all batches, one after another: a tensor, or a list."""
+        """Write the predictions of all batches, one after another: a tensor, a list, or what the model made of it."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -31,7 +31,7 @@ from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data import RegressionData
 from ika_lightning.data.checks import check_choices
-from ika_lightning.data.rows import TableCorpus
+from ika_lightning.data.rows import RowPredictions, TableCorpus
 from ika_lightning.data.table import as_text
 from ika_lightning.output import write_output
 from ika_lightning.tasks import Regression
@@ -77,7 +77,7 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
 
     Columns of numbers are standardised; columns of text or categories, of a DataFrame, become a feature for each
     category. A column of text whose every cell is a number is numbers, as it would be in a file. Rows for validation
-    are drawn from those of ``fit``, and choose when in the training the weights were best.
+    are drawn from those of ``fit``, choose when in the training the weights were best, and tell how wide intervals are.
 
     Args:
         attention: The attention layer: ``"IKANDirect"``, ``"IKAN"``, ``"MIKAN"``, ``"RBF"`` or ``"DotProduct"``; or a
@@ -87,12 +87,16 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         depth: Number of layers.
         num_heads: Number of attention heads; it must divide the width.
         dropout: Probability with which an output of attention or network is dropped in training.
+        ensemble: How many networks are trained and asked together; fit takes that many times as long.
+        likelihood: ``"gaussian"`` learns a standard deviation beside the mean; None by squared error the mean alone.
+        interval: The probability with which :meth:`predict_interval` holds a target, in (0, 1).
         learning_rate: The highest learning rate.
         updates: How many updates the training has.
         max_time: Seconds that it has instead, if it is given.
         batch_size: Rows in a training batch, those that ask and those that are their context.
         max_context: Most training rows that are the context of predictions.
-        validation_fraction: Share of the rows for validation, at least one; 0 takes the weights of the end.
+        validation_fraction: Share of the rows for validation, at least one; 0 takes the weights of the end, and has no
+            intervals.
         missing: What to do about missing numbers and text: ``"error"``, or ``"mean"``: the training mean, no category.
         unseen: What to do about a category that training did not have: ``"error"``, or ``"ignore"``: no category.
         random_state: Seed of everything that is drawn: a number, a ``numpy.random.RandomState``, or None.
@@ -122,6 +126,9 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         depth: int = 2,
         num_heads: int = 8,
         dropout: float = 0.1,
+        ensemble: int = 1,
+        likelihood: Literal["gaussian"] | None = None,
+        interval: float = 0.9,
         learning_rate: float = 0.006,
         updates: int = _RECIPE.updates,
         max_time: float | None = None,
@@ -139,6 +146,9 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         self.depth = depth
         self.num_heads = num_heads
         self.dropout = dropout
+        self.ensemble = ensemble
+        self.likelihood = likelihood
+        self.interval = interval
         self.learning_rate = learning_rate
         self.updates = updates
         self.max_time = max_time
@@ -175,27 +185,69 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         self._model = self._load()
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, return_std: bool = False) -> Any:
         """Predict targets.
 
         Args:
             X: Rows as in :meth:`fit`. Columns of a DataFrame are found by name.
+            return_std: Return standard deviations as well: those that ``likelihood="gaussian"`` has learned; or of an
+                ``ensemble`` without a likelihood, the spread of its members' predictions.
 
         Returns:
-            In the unit of the targets, (r,) float64.
+            In the unit of the targets, (r,) float64; of predictions and standard deviations a pair, with return_std.
 
         Raises:
             NotFittedError: Before :meth:`fit`.
-            ValueError: If columns are missing, or a category is new.
+            ValueError: If columns are missing, or a category is new; or if there are no standard deviations.
+
+        Example:
+            >>> X, y = np.arange(40.0)[:, None], np.arange(40.0)
+            >>> options = {"width": 16, "depth": 1, "num_heads": 2, "updates": 5, "random_state": 0}
+            >>> mean, std = KernelAttentionRegressor(likelihood="gaussian", **options).fit(X, y).predict(X, True)
+            >>> mean.shape, bool((std > 0).all())
+            ((40,), True)
         """
-        model, data = self._fitted()
-        table = self._table(X, reset=False)
-        batch = data.learned.encode(table, "X", labelled=False)
-        with torch.inference_mode():
-            parts = [
-                model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
-            ]
-        return torch.cat(parts).numpy()
+        found = self._predict(X)
+        if not return_std:
+            return found.mean.numpy()
+        if found.std is None:
+            raise ValueError(
+                f"return_std: this {type(self).__name__} has learned no standard deviation; fit with "
+                "likelihood='gaussian', or ask predict_interval"
+            )
+        return found.mean.numpy(), found.std.numpy()
+
+    def predict_interval(self, X: Any) -> np.ndarray:
+        """Predict intervals that hold the targets of new rows with a probability of ``interval``, as it was in fit.
+
+        They are as wide as validation rows were far from their predictions (split conformal prediction), whatever the
+        distribution. As these rows have chosen the weights as well, a few more targets than that are outside.
+
+        Args:
+            X: Rows as in :meth:`fit`.
+
+        Returns:
+            Lower and upper ends in the unit of the targets, (r, 2) float64.
+
+        Raises:
+            NotFittedError: Before :meth:`fit`.
+            ValueError: If there were no validation rows, or too few for such an interval; or as in :meth:`predict`.
+
+        Example:
+            >>> X, y = np.arange(90.0)[:, None], np.arange(90.0)
+            >>> options = {"width": 16, "depth": 1, "num_heads": 2, "updates": 5, "random_state": 0}
+            >>> lower, upper = KernelAttentionRegressor(**options).fit(X, y).predict_interval(X).T
+            >>> bool((lower < upper).all())
+            True
+        """
+        found = self._predict(X)
+        if found.lower is None or found.upper is None:
+            model, data = self._fitted()
+            why = model.why_no_interval
+            if not data.hparams["val_fraction"]:
+                why = "validation_fraction=0 kept no rows to measure them by; fit with validation_fraction=0.1"
+            raise ValueError(f"this {type(self).__name__} has no intervals: {why}")
+        return torch.stack([found.lower, found.upper], -1).numpy()
 
     def save(self, path: str | Path) -> None:
         """Write the trained model as a checkpoint, from which ``python -m ika_lightning predict`` predicts as well.
@@ -228,6 +280,7 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             ("width", 1),
             ("depth", 0),
             ("num_heads", 1),
+            ("ensemble", 1),
             ("batch_size", 2),
             ("max_context", 1),
         ):
@@ -236,6 +289,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
         # dropping rows would leave rows without a prediction
         check_choices(missing=(self.missing, ("error", "mean")), unseen=(self.unseen, ("error", "ignore")))
+        if not isinstance(self.interval, Real) or not 0 < self.interval < 1:
+            raise ValueError(f"interval must be a number between 0 and 1, such as 0.9, got {self.interval!r}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.max_time is not None and not self.max_time > 0:
@@ -286,6 +341,9 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             depth=self.depth,
             num_heads=self.num_heads,
             dropout=self.dropout,
+            ensemble=int(self.ensemble),
+            likelihood=self.likelihood,
+            interval=float(self.interval),
             optimizer=partial(torch.optim.AdamW, lr=self.learning_rate),
         )
         every = max(1, self.updates // _RECIPE.measurements)
@@ -314,6 +372,16 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         # there was no validation, or no time for one
         trainer.save_checkpoint(folder / "end.ckpt")
         return (folder / "end.ckpt").read_bytes()
+
+    def _predict(self, X: Any) -> RowPredictions:
+        model, data = self._fitted()
+        table = self._table(X, reset=False)
+        batch = data.learned.encode(table, "X", labelled=False)
+        with torch.inference_mode():
+            parts = [
+                model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
+            ]
+        return model.complete_predictions(torch.cat(parts))
 
     def _fitted(self) -> tuple[Regression, RegressionData]:
         if not hasattr(self, "checkpoint_"):
@@ -360,9 +428,9 @@ def _explicit(model: Regression) -> dict[str, Any]:
 
 @contextmanager
 def _quiet(verbose: int) -> Iterator[None]:
-    """Keep what Lightning says to itself, unless it is asked for."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
+    """Keep what is said of a training to itself, unless it is asked for."""
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "ika_lightning")]
+    levels = [log.level for log in logs]
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers",
@@ -372,10 +440,12 @@ def _quiet(verbose: int) -> Iterator[None]:
         ):
             warnings.filterwarnings("ignore", message)
         try:
-            log.setLevel(level if verbose else logging.ERROR)
+            for log in logs if not verbose else ():
+                log.setLevel(logging.ERROR)
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
 
 
 def _new_name(name: str, taken: Any) -> str:

@@ -17,7 +17,7 @@ from ika_lightning.data import NodeClassificationData, RegressionData, TextClass
 from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
 from ika_lightning.tasks.base import Task
 
-TASKS = ["regression", "text_classification", "translation", "node_classification", "node_batches"]
+TASKS = ["regression", "sure_regression", "text_classification", "translation", "node_classification", "node_batches"]
 STEPS = 10
 
 
@@ -48,8 +48,10 @@ def build(
     small = {"dropout": 0.0, "kl_weight": 0.5, "optimizer": optimizer, **options}
     net = {"width": 8, "depth": 1, "num_heads": 2, **small}
     attention = functools.partial(MIKAN, num_samples=4)
-    if task == "regression":
-        return Regression(attention, **net), RegressionData(path=str(folder / "rows.csv"), target="y", batch_size=20)
+    if task in ("regression", "sure_regression"):
+        sure = {"likelihood": "gaussian", "ensemble": 2} if task == "sure_regression" else {}
+        data = RegressionData(path=str(folder / "rows.csv"), target="y", batch_size=20)
+        return Regression(attention, **net, **sure), data
     if task == "text_classification":
         data = TextClassificationData(path=str(folder / "texts.tsv"), batch_size=7 * joint)
         model = TextClassification(attention, **net, class_weights=[1.0, 3.0, 0.5], embed_dropout=0.0)
@@ -80,7 +82,9 @@ def train(task: str, folder: Path, trainer: dict[str, object], **options: object
     fit.fit(model, data)
     measured = {name: value.double() for name, value in fit.callback_metrics.items()}
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    measured |= {name: torch.tensor(value) for name, value in fit.test(model, data, verbose=False)[0].items()}
+    # after which a regression has intervals, which the test measures
+    for evaluate in (fit.validate, fit.test):
+        measured |= {name: torch.tensor(value) for name, value in evaluate(model, data, verbose=False)[0].items()}
     return {"weights": weights, "measured": measured}
 
 

@@ -47,6 +47,7 @@ from ika_lightning.models import (
     Encoder,
     EncoderDecoder,
     EncoderLayer,
+    Ensemble,
     GraphNetwork,
     RowTransformer,
     TextClassifier,
@@ -86,6 +87,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "EncoderDecoder, one vocabulary": partial(EncoderDecoder, 11, attention=DotProduct, **SIZES),
     "GraphNetwork": partial(GraphNetwork, 5, 3, KernelGATConv, width=4, num_heads=2, num_edge_features=2),
     "RowTransformer": partial(RowTransformer, 3, attention=MIKAN, targets=True, **SIZES),
+    "Ensemble": partial(Ensemble, partial(RowTransformer, 3, attention=MIKAN, outputs=2, **SIZES), 2),
     **{
         f"TextClassifier {pooling}": partial(TextClassifier, 11, 3, attention=MIKAN, pooling=pooling, **SIZES)
         for pooling in ("cls", "attention")

@@ -7,6 +7,8 @@ from contextlib import chdir
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -605,7 +607,42 @@ def test_regression_from_one_end_to_the_other(capsys):
     assert code == 0 and "test/rmse" in stdout
     table = files("ika_lightning.data") / "embedded" / "co2.csv"
     assert run(capsys, "predict", "--ckpt_path", best, "--input", str(table))[0] == 0
-    assert Path("predictions.csv").read_text().count("\n") == 1 + len(table.read_text().strip().splitlines()[1:])
+    lines = Path("predictions.csv").read_text().splitlines()
+    assert len(lines) == len(table.read_text().strip().splitlines())
+    assert lines[0].endswith(",predicted_co2_ppm,predicted_co2_ppm_lower,predicted_co2_ppm_upper")
+
+
+def test_a_regression_says_how_sure_it_is(capsys):
+    args = ["--model", "Regression", "--data", "RegressionData", "--data.name", "co2", "--trainer.max_epochs", "1"]
+    sure = ["--model.likelihood", "gaussian", "--model.ensemble", "2", "--model.width", "16", "--model.depth", "1"]
+    assert run(capsys, "fit", *args, *QUIET, *sure)[0] == 0
+    best = "runs/regression/version_0/checkpoints/best.ckpt"
+    code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
+    assert code == 0 and {"test/nll", "test/crps", "test/coverage", "test/width"} <= set(stdout.split())
+    table = str(files("ika_lightning.data") / "embedded" / "co2.csv")
+    widths = []
+    for interval in ([], ["--model.interval", "0.5"]):
+        assert run(capsys, "predict", "--ckpt_path", best, "--input", table, *QUIET, *interval)[0] == 0
+        written = pd.read_csv("predictions.csv").filter(like="predicted_co2_ppm")
+        assert [name.removeprefix("predicted_co2_ppm") for name in written] == ["", "_std", "_lower", "_upper"]
+        mean, std, lower, upper = written.to_numpy().T
+        np.testing.assert_allclose((lower + upper) / 2, mean)
+        assert (std > 0).all()
+        widths.append(upper - lower)
+    assert (widths[1] < widths[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("likelihood", "poisson", "--model.likelihood: expected typing.Literal['gaussian'] or null, got 'poisson'."),
+        ("interval", "1.5", "interval must be between 0 and 1, such as 0.9, got 1.5"),
+        ("ensemble", "0", "ensemble must be at least 1, got 0"),
+    ],
+)
+def test_options_of_a_regression_that_are_wrong(option, value, message, capsys):
+    args = ["--model", "Regression", "--data", "RegressionData", "--data.name", "co2"]
+    assert error_of(capsys, "fit", *args, f"--model.{option}", value).startswith(message)
 
 
 class TestTextClassification:

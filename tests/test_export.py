@@ -354,6 +354,27 @@ def test_double_precision_stays_in_pt2() -> None:
     assert answers["prediction"] == pytest.approx(wanted, rel=1e-14)
 
 
+@pytest.mark.parametrize("likelihood", ["gaussian", "null"])
+def test_how_sure_a_prediction_is_goes_along(likelihood: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{1e3 + i * i % 7}\n" for i in range(43)))
+    options = ["--data.path", "rows.csv", "--data.target", "y", "--data.val_fraction", "0.4", *NARROW]
+    options += ["--model.ensemble", "2", "--model.likelihood", likelihood]
+    main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
+    checkpoint = Path("runs/regression/version_0/checkpoints/best.ckpt")
+    capsys.readouterr()
+    export(checkpoint, "model.pt2")
+    assert "-> prediction (rows), std (rows), lower (rows), upper (rows)" in capsys.readouterr().out
+    table = predict(checkpoint, "--input", "rows.csv")
+    with Path("rows.csv").open(newline="") as file:
+        answers = read_alone("rows", "pt2", {"rows": list(csv.DictReader(file))})
+    for name in ("prediction", "std", "lower", "upper"):
+        column = "predicted_y" if name == "prediction" else f"predicted_y_{name}"
+        wanted = np.array([float(row[column]) for row in table])
+        assert np.allclose(answers[name], wanted, rtol=1e-6, atol=1e-6) and len({*wanted}) == 43, name
+    meaning = json.loads(Path("model.json").read_text())["outputs"]
+    assert "holds the target with a probability of 0.9" in json.dumps(meaning)
+
+
 def test_a_checkpoint_of_the_estimator() -> None:
     from ika_lightning.sklearn import KernelAttentionRegressor
 

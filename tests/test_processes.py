@@ -53,6 +53,7 @@ def test_they_are_one_that_accumulates_as_many_batches(task: str, processes: tup
     assert_close(shared["measured"], alone["measured"], rtol=1e-6, atol=1e-7)
     stages = {name.partition("/")[0] for name in alone["measured"]}
     assert stages == {"train", "val", "test"} and alone["measured"]["train/kl"] > 0
+    assert ("test/coverage" in alone["measured"]) == ("regression" in task)
 
 
 class Quiet(Callback):
@@ -66,7 +67,7 @@ class Quiet(Callback):
 
 # of regression, each batch is a set of rows with a context of its own
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")
-@pytest.mark.parametrize("task", [task for task in four_tasks.TASKS if task != "regression"])
+@pytest.mark.parametrize("task", [task for task in four_tasks.TASKS if "regression" not in task])
 def test_batches_that_are_accumulated_are_one_large_batch(task: str, tmp_path: Path) -> None:
     four_tasks.write_files(tmp_path)
     # a budget that is used up would cut other batches if it were three times as large

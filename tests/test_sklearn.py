@@ -59,6 +59,65 @@ def test_it_learns(rows) -> None:
     assert model.score(x[121:], y[121:]) > 0.95
 
 
+class TestSure:
+    def test_standard_deviations_are_in_the_units_of_the_target(self, rows):
+        x, y = rows
+        model = small(likelihood="gaussian").fit(x, y)
+        mean, std = model.predict(x, return_std=True)
+        assert mean.shape == std.shape == (151,) and mean.dtype == std.dtype == np.float64
+        assert_array_equal(mean, model.predict(x))
+        # of those of the target's own
+        assert (std > 0.01 * y.std()).all() and (std < 3 * y.std()).all()
+        alone, own = model.predict(x[7:8], return_std=True)
+        np.testing.assert_allclose((alone, own), (mean[7:8], std[7:8]), rtol=1e-5)
+
+    @pytest.mark.parametrize("likelihood", [None, "gaussian"])
+    def test_intervals_hold_as_many_targets_as_they_promise(self, likelihood, rows):
+        x, y = rows
+        y = y + 5 * np.random.default_rng(1).standard_normal(151)
+        model = small(
+            updates=200, width=16, learning_rate=0.01, interval=0.8, validation_fraction=0.3, likelihood=likelihood
+        ).fit(x[:111], y[:111])
+        found = model.predict_interval(x[111:])
+        assert found.shape == (40, 2) and found.dtype == np.float64
+        lower, upper = found.T
+        # four standard deviations of the share that is expected of 40
+        assert 0.55 < ((lower <= y[111:]) & (y[111:] <= upper)).mean() <= 1
+        np.testing.assert_allclose(found.mean(1), model.predict(x[111:]))
+        assert np.allclose(upper - lower, (upper - lower)[0]) == (likelihood is None)
+        np.testing.assert_allclose(model.predict_interval(x[111:][3:5]), found[3:5], rtol=1e-6)
+
+    def test_members_of_an_ensemble_disagree(self, rows):
+        x, y = rows
+        model = small(ensemble=3).fit(x, y)
+        mean, std = model.predict(x, return_std=True)
+        assert mean.shape == std.shape == (151,) and (std > 0).all()
+        # a spread, and no scale of errors
+        lower, upper = model.predict_interval(x).T
+        np.testing.assert_allclose(upper - lower, upper[0] - lower[0])
+
+    def test_numbers_may_be_those_of_numpy(self, rows):
+        x, y = rows
+        model = small(interval=np.float64(0.8), ensemble=np.int64(1)).fit(x, y)
+        assert_array_equal(model.predict_interval(x), small(interval=0.8).fit(x, y).predict_interval(x))
+
+    def test_what_was_not_learned_is_refused(self, rows):
+        x, y = rows
+        with pytest.raises(
+            ValueError, match=r"^return_std: this .* has learned no standard deviation; fit with likelihood="
+        ):
+            small().fit(x, y).predict(x, return_std=True)
+        with pytest.raises(ValueError, match="has no intervals: validation_fraction=0 kept no rows to measure them"):
+            small(validation_fraction=0).fit(x, y).predict_interval(x)
+        with pytest.raises(
+            ValueError, match=r"has no intervals: 6 validation rows are too few for interval=0.9, which takes 9; give"
+        ):
+            small().fit(x[:61], y[:61]).predict_interval(x)
+        for ask in (lambda: small().predict(x, return_std=True), lambda: small().predict_interval(x)):
+            with pytest.raises(NotFittedError):
+                ask()
+
+
 class TestTables:
     def test_text_and_categories_are_features(self, frame):
         table, price = frame
@@ -131,6 +190,8 @@ class TestScikitLearn:
         monkeypatch.chdir(tmp_path)
         x, y = rows
         small().fit(x, y)
+        # of which there are too few for an interval
+        small().fit(x[:20], y[:20])
         assert capfd.readouterr() == ("", "")
         assert list(tmp_path.iterdir()) == []
         small(verbose=1).fit(x, y)
@@ -142,13 +203,16 @@ class TestSaved:
     def test_the_command_line_predicts_from_it(self, frame, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         table, price = frame
-        model = small(attention=partial(IKAN, p=1.5)).fit(table, price)
+        model = small(attention=partial(IKAN, p=1.5), likelihood="gaussian", interval=0.8).fit(table, price)
         model.save("houses.ckpt")
         table.assign(garden=table["garden"].astype(int)).to_csv("new.csv", index=False)
         main(["predict", "--ckpt_path", "houses.ckpt", "--input", "new.csv", "--output", "out.csv",
               "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"])  # fmt: skip
-        predicted = pd.read_csv("out.csv")["predicted_price"]
-        np.testing.assert_allclose(predicted, model.predict(table), rtol=1e-6)
+        written = pd.read_csv("out.csv")
+        mean, std = model.predict(table, return_std=True)
+        lower, upper = model.predict_interval(table).T
+        for name, values in {"": mean, "_std": std, "_lower": lower, "_upper": upper}.items():
+            np.testing.assert_allclose(written[f"predicted_price{name}"], values, rtol=1e-6)
 
     def test_nothing_is_saved_before_fit(self, tmp_path):
         with pytest.raises(NotFittedError, match="this KernelAttentionRegressor is not fitted yet; call fit"):
@@ -182,6 +246,10 @@ class TestWrong:
             ({"attention": "Softmax"}, "attention must be a class of layers or one of IKANDirect, .* got 'Softmax'"),
             ({"validation_fraction": 1.0}, "val_fraction must be at least 0 and less than 1, got 1.0"),
             ({"num_heads": 3}, "num_heads"),
+            ({"likelihood": "laplace"}, "^likelihood must be one of 'gaussian', got 'laplace'$"),
+            ({"ensemble": 0}, "^ensemble must be a whole number of at least 1, got 0$"),
+            ({"interval": 90}, "^interval must be a number between 0 and 1, such as 0.9, got 90$"),
+            ({"interval": "0.9"}, "^interval must be a number between 0 and 1, such as 0.9, got '0.9'$"),
         ],
     )
     def test_arguments(self, options, message, rows):

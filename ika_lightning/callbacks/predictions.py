@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ika_lightning.data.cells import check_format
 from ika_lightning.output import check_output
-from ika_lightning.protocols import WritesPredictions
+from ika_lightning.protocols import CompletesPredictions, WritesPredictions
 
 
 class PredictionWriter(Callback):
@@ -19,7 +19,9 @@ class PredictionWriter(Callback):
 
     The data module knows what a row of its file means, so it owns the format
     (:class:`~ika_lightning.protocols.WritesPredictions`). It is given one tensor over all samples where the model
-    returns tensors, else one list. A file that cannot be written is refused before any work is done.
+    returns tensors, else one list; or what the model makes of it
+    (:class:`~ika_lightning.protocols.CompletesPredictions`). A file that cannot be written is refused before any work
+    is done.
 
     Lightning's ``BasePredictionWriter`` would also ask each loader which samples it fetched, which not all can tell.
 
@@ -67,6 +69,8 @@ class PredictionWriter(Callback):
         batches, self._batches = self._batches, []
         predictions = torch.cat(batches) if isinstance(batches[0], Tensor) else [*chain(*batches)]
         self.count = len(predictions)
+        if isinstance(pl_module, CompletesPredictions):
+            predictions = pl_module.complete_predictions(predictions)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, WritesPredictions)
         data.write_predictions(self.path, predictions)

@@ -22,7 +22,7 @@ from ika_lightning.data.messages import none_held_out, quoted
 from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.table import read_table, require_column
 
-__all__ = ["Rows", "TableCorpus"]
+__all__ = ["RowPredictions", "Rows", "TableCorpus"]
 
 
 class Rows(NamedTuple):
@@ -37,6 +37,40 @@ class Rows(NamedTuple):
     table: pd.DataFrame
     numbers: np.ndarray
     source: str
+
+
+class RowPredictions(NamedTuple):
+    """What is predicted of rows, in the unit of the target, each (r,) floating-point.
+
+    Args:
+        mean: The predictions.
+        std: Their standard deviations; None where they are not known, as are the others.
+        lower: The lower ends of intervals around them.
+        upper: The upper ends.
+    """
+
+    mean: Tensor
+    std: Tensor | None = None
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+
+    def columns(self, target: str) -> dict[str, Tensor]:
+        """What is known, by names of columns.
+
+        Args:
+            target: The column that is predicted.
+
+        Example:
+            >>> list(RowPredictions(torch.zeros(3), std=torch.ones(3)).columns("price"))
+            ['predicted_price', 'predicted_price_std']
+        """
+        names = self.column_names(target)
+        return {name: values for name, values in zip(names, self, strict=True) if values is not None}
+
+    @classmethod
+    def column_names(cls, target: str) -> list[str]:
+        """The names of all columns that there may be."""
+        return [f"predicted_{target}{'' if field == 'mean' else f'_{field}'}" for field in cls._fields]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +216,9 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
         Raises:
             ValueError: If all labelled ones are dropped, or a column is called as the predictions will be.
         """
-        if part == "predict" and (column := _predicted(learned)) in found.table:
-            raise ValueError(f"{found.source} already has a column {column!r}; rename it")
+        for column in RowPredictions.column_names(learned.target) if part == "predict" else ():
+            if column in found.table:
+                raise ValueError(f"{found.source} already has a column {column!r}; rename it")
         # what is wrong is said of the whole table
         whole = learned.encode(found.table, found.source, labelled=part != "predict")
         rows = whole.take(torch.from_numpy(np.flatnonzero(np.isin(whole.row.numpy(), found.numbers))))
@@ -206,19 +241,25 @@ class TableCorpus(Corpus[Rows, TableEncoder, RowBatch]):
         return {"table": fingerprint(table), **numbers}
 
     def render(
-        self, new: Rows, encoded: RowBatch, learned: TableEncoder, predictions: Tensor, path: str | Path
+        self,
+        new: Rows,
+        encoded: RowBatch,
+        learned: TableEncoder,
+        predictions: Tensor | RowPredictions,
+        path: str | Path,
     ) -> bytes:
         """The rows with ``predicted_<target>``, which is empty for one that was dropped for missing cells.
 
         The first column is ``row``, from 1, unless the rows have such a column. Predictions are (r,), in the unit of
-        the target, one for each row that was not dropped.
+        the target, one for each row that was not dropped. Standard deviations and intervals that are known follow as
+        ``predicted_<target>_std``, ``..._lower`` and ``..._upper``.
         """
-        check_shape(predictions, (len(encoded.row),), "one per row")
-        predicted = dict(zip(encoded.row.tolist(), to_numbers(predictions), strict=True))
-        cells = {name: new.table[name].tolist() for name in new.table.columns}
+        if isinstance(predictions, Tensor):
+            predictions = RowPredictions(predictions)
+        cells: dict[str, list[Any]] = {name: new.table[name].tolist() for name in new.table.columns}
         numbers = {} if "row" in cells else {"row": [*range(1, len(new.table) + 1)]}
-        return pack(numbers | cells | {_predicted(learned): [predicted.get(row) for row in new.numbers.tolist()]}, path)
-
-
-def _predicted(encoder: TableEncoder) -> str:
-    return f"predicted_{encoder.target}"
+        for name, values in predictions.columns(learned.target).items():
+            check_shape(values, (len(encoded.row),), "one per row")
+            known = dict(zip(encoded.row.tolist(), to_numbers(values), strict=True))
+            cells[name] = [known.get(row) for row in new.numbers.tolist()]
+        return pack(numbers | cells, path)

@@ -2,6 +2,7 @@
 
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
+from ika_lightning.models.ensemble import Ensemble
 from ika_lightning.models.graph import ConvFactory, GraphNetwork
 from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
@@ -14,6 +15,7 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "EncoderLayer",
+    "Ensemble",
     "GraphNetwork",
     "RowTransformer",
     "TextClassifier",

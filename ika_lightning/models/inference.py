@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ika_lightning.models.encoder_decoder import EncoderDecoder
+from ika_lightning.models.ensemble import Ensemble
 from ika_lightning.models.graph import GraphNetwork
 from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
@@ -84,14 +87,17 @@ class NextTokens(nn.Module):
 
 
 class ContextRegressor(nn.Module):
-    """Predict a target in its own units, from a context that is part of the module.
+    """Predict a target in its own unit, from a context that is part of the module, and say how sure that is.
 
     Args:
-        net: A network that answers for rows, given others.
+        net: A network, or several, that answer for rows, given others.
         context: Rows to look at.
         targets: What became of them, standardised; None for a network that isn't told.
+        read: What their outputs say: means (r,), and standard deviations, or None where they are not known.
         mean: Mean of the target.
         std: Its standard deviation.
+        radius: How far an interval goes to each side; None for no interval.
+        widens: Whether that is in standard deviations of each row; else in those of the target.
 
     Shapes:
         context (c, num_features); targets (c,).
@@ -100,25 +106,55 @@ class ContextRegressor(nn.Module):
         >>> import torch
         >>> from ika_lightning.attention import IKANDirect
         >>> net = RowTransformer(num_features=3, width=8, depth=1, num_heads=2, attention=IKANDirect)
-        >>> predict = ContextRegressor(net, torch.randn(7, 3), None, mean=1e6, std=10.0)
-        >>> predict(torch.randn(5, 3))["prediction"].dtype
-        torch.float64
+        >>> read = lambda outputs: (outputs, None)
+        >>> predict = ContextRegressor(net, torch.randn(7, 3), None, read, mean=1e6, std=10.0, radius=2.0)
+        >>> answers = predict(torch.randn(5, 3))
+        >>> {name: (len(numbers), numbers.dtype) for name, numbers in answers.items()}["upper"]
+        (5, torch.float64)
     """
 
     context: Tensor
     targets: Tensor | None
 
-    def __init__(self, net: RowTransformer, context: Tensor, targets: Tensor | None, mean: float, std: float) -> None:
+    def __init__(
+        self,
+        net: RowTransformer | Ensemble,
+        context: Tensor,
+        targets: Tensor | None,
+        read: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+        mean: float,
+        std: float,
+        radius: float | None = None,
+        widens: bool = False,
+    ) -> None:
         super().__init__()
         self.net = net
         self.register_buffer("context", context)
         self.register_buffer("targets", targets)
+        self.read = read
         self.mean, self.std = mean, std
+        self.radius, self.widens = radius, widens
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The names of what it answers."""
+        knows_std = self.widens or isinstance(self.net, Ensemble)
+        return ("prediction", *(["std"] if knows_std else []), *(["lower", "upper"] if self.radius is not None else []))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Return the ``prediction`` (r,) for rows (r, num_features), in float64: a large mean must not cost digits."""
-        answers = self.net(self.context, features.to(self.context.dtype), self.targets)
-        return {"prediction": self.mean + self.std * answers.double()}
+        """Return the ``prediction`` (r,) for rows (r, num_features), in float64: a large mean must not cost digits.
+
+        With it ``std``, ``lower`` and ``upper``, as far as they are known.
+        """
+        mean, std = self.read(self.net(self.context, features.to(self.context.dtype), self.targets))
+        prediction = self.mean + self.std * mean.double()
+        answers = {"prediction": prediction}
+        if std is not None:
+            answers["std"] = self.std * std.double()
+        if self.radius is not None:
+            half = self.radius * (answers["std"] if self.widens else self.std)
+            answers |= {"lower": prediction - half, "upper": prediction + half}
+        return answers
 
 
 def _probabilities(logits: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from ika_lightning.models.encoder import AttentionFactory, Encoder
 
 
 class RowTransformer(Network):
-    r"""Map each row of a table to one number, looking at a context of other rows.
+    r"""Map each row of a table to a number or several, looking at a context of other rows.
 
     .. math::
         h_i = W x_i + V [y_i, 1] \text{ for a row of the context}, \qquad
@@ -30,6 +30,7 @@ class RowTransformer(Network):
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
         dropout: Probability with which an output of attention or network is dropped in training.
         targets: Whether rows of the context bring their targets.
+        outputs: How many numbers a row is mapped to.
 
     Example:
         >>> from ika_lightning.attention import IKANDirect
@@ -52,13 +53,14 @@ class RowTransformer(Network):
         ffn_width: int | None = None,
         dropout: float = 0.0,
         targets: bool = False,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(num_features, width)
         # of a target, and of whether there is one
         self.target = nn.Linear(2, width) if targets else None
         self.encoder = Encoder(width, depth, num_heads, attention, ffn_width, dropout)
-        self.head = nn.Linear(width, 1)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, context: Tensor, queries: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
         """Answer for the queries, or for the context itself if there are none.
@@ -70,7 +72,7 @@ class RowTransformer(Network):
 
         Shapes:
             context (c, num_features); queries (r, num_features); targets (c,); the result (r,), or (c,) without
-            queries.
+            queries; with several outputs o, (r, o) or (c, o).
 
         Raises:
             ValueError: If targets are missing or too many, or a row of the context would be asked for its own.
@@ -90,5 +92,5 @@ class RowTransformer(Network):
         encoded = self.encoder(rows.unsqueeze(0), context_length=context.size(0)).squeeze(0)
         if queries is not None:
             encoded = encoded[context.size(0) :]
-        answers: Tensor = self.head(encoded).squeeze(-1)
-        return answers
+        answers: Tensor = self.head(encoded)
+        return answers.squeeze(-1) if self.head.out_features == 1 else answers

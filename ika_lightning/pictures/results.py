@@ -48,6 +48,25 @@ def principal_components(x: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
     return components.to(x.dtype), torch.nn.functional.pad(share[:count_there], (0, missing)).to(x.dtype)
 
 
+def observed_coverage(errors: Tensor, levels: Tensor) -> Tensor:
+    r"""Which share of targets is inside of the central intervals of normal distributions.
+
+    Args:
+        errors: How far targets are from the means, in standard deviations, (r,).
+        levels: Which share should be, (k,), each in [0, 1).
+
+    Returns:
+        The shares, (k,).
+
+    Example:
+        >>> observed_coverage(torch.tensor([0.1, -0.5, 2.0, -3.0]), torch.tensor([0.1, 0.5, 0.95]))
+        tensor([0.2500, 0.5000, 0.5000])
+    """
+    # of a level of 0.95, 1.96
+    half = math.sqrt(2.0) * torch.erfinv(levels)
+    return (errors.abs() <= half.unsqueeze(-1)).to(levels.dtype).mean(-1)
+
+
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
 _MAX_CLASSES = 40
@@ -55,7 +74,9 @@ _MAX_POINTS = 3000
 
 
 @styled
-def draw_fit(row: Tensor, predicted: Tensor, target: Tensor, unit: str) -> Figure:
+def draw_fit(
+    row: Tensor, predicted: Tensor, target: Tensor, unit: str, interval: tuple[Tensor, Tensor] | None = None
+) -> Figure:
     """Draw predictions and truth over the rows of the table, one against the other, and what is left over.
 
     Args:
@@ -63,6 +84,7 @@ def draw_fit(row: Tensor, predicted: Tensor, target: Tensor, unit: str) -> Figur
         predicted: Predictions, (r,).
         target: The truth, (r,).
         unit: What is predicted, for the axes.
+        interval: Lower and upper ends of intervals around predictions, each (r,), if there are any.
 
     Example:
         >>> x = torch.arange(5.0)
@@ -80,6 +102,14 @@ def draw_fit(row: Tensor, predicted: Tensor, target: Tensor, unit: str) -> Figur
     over, against, left = axes[0]
     # neighbouring rows are a series
     line = "-" if len(x) > 2 and (x[1:] - x[:-1] == 1).all() else "."
+    if interval is not None:
+        low, high = (array(end[order].double()) for end in interval)
+        # a residual is inside of its bar if the truth is inside of the interval
+        for panel, ends in ((over, (low, high)), (left, (y - high, y - low))):
+            if line == "-":
+                panel.fill_between(x, ends[0], ends[1], color=COLOURS[5], alpha=0.35, linewidth=0, label="interval")
+            else:
+                panel.vlines(x, ends[0], ends[1], color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval")
     over.vlines(x, truth, y, color=GREY, linewidth=0.6)
     over.plot(x, truth, ".", color=GREY, markersize=4, label="truth")
     over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction")
@@ -94,6 +124,35 @@ def draw_fit(row: Tensor, predicted: Tensor, target: Tensor, unit: str) -> Figur
     left.set(xlabel="row of the table", ylabel=f"residual, {unit}")
     for panel in axes[0]:
         few_ticks(panel)
+    return figure
+
+
+@styled
+def draw_calibration(errors: Tensor) -> Figure:
+    """Draw which share of targets is inside of central intervals, against that which should be.
+
+    Below the diagonal, standard deviations are too small; above it, too large. The band is where 95 % of the points of
+    a model are that is right, each for itself: how far so few rows can tell.
+
+    Args:
+        errors: How far targets are from the means, in standard deviations, (r,).
+
+    Example:
+        >>> len(draw_calibration(torch.randn(31)).axes)
+        1
+    """
+    levels = torch.linspace(0.0, 0.99, 100, dtype=torch.float64)
+    observed = observed_coverage(errors.detach().cpu().double(), levels)
+    spread = 1.96 * (levels * (1.0 - levels) / len(errors)).sqrt()
+    figure, axes = panels(1, 1, f"Calibration on {len(errors)} rows", width=2.1, height=2.1, top=0.4)
+    (panel,) = axes[0]
+    nominal, low, high = array(levels), array((levels - spread).clamp(0, 1)), array((levels + spread).clamp(0, 1))
+    panel.fill_between(nominal, low, high, color=GREY, alpha=0.25, linewidth=0, label="chance")
+    panel.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=0.8)
+    panel.plot(nominal, array(observed), color=COLOURS[0], linewidth=1.2, label="observed")
+    panel.set(xlabel="share that should be inside", ylabel="share that is inside", xlim=(0, 1), ylim=(0, 1))
+    panel.legend(loc="upper left", handlelength=1.2)
+    few_ticks(panel)
     return figure
 
 

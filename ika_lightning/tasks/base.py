@@ -168,6 +168,10 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             stage: Whether this is validation or a test.
         """
 
+    def regulariser(self) -> Tensor:
+        """Return the divergence of the attention's spectra from their priors, of the last forward."""
+        return attention_kl(self)
+
     def learned_part(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the part of the state of a data module that has the names of :attr:`encoding`."""
         return state
@@ -456,7 +460,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         logged unweighted, as ``train/kl``.
         """
         loss, samples = self.loss(batch)
-        kl = attention_kl(self)
+        kl = self.regulariser()
         for name, metric, value in (("loss", self.train_loss, loss), ("kl", self.train_kl, kl)):
             metric.update(value.detach(), weight=samples)
             # metrics weigh batches themselves

@@ -57,7 +57,11 @@ def states(folder: Path) -> dict[str, Any]:
     last, best = (torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
     for state in last["callbacks"].values():
         state.pop("current_score", None)  # which ModelCheckpoint keeps, does not load, and makes no use of
-    return {**{key: last[key] for key in kept}, "best": best["state_dict"], "step": last["global_step"]}
+    calibration = [state.get("calibration") for state in (last, best)]
+    return {
+        **{key: last[key] for key in kept}, "best": best["state_dict"], "step": last["global_step"],
+        "calibration": calibration,
+    }  # fmt: skip
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -96,6 +100,7 @@ quiet = pytest.mark.filterwarnings(
         ("regression", {"accumulate_grad_batches": 2}),
         ("regression", {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 15}),
         ("regression", {"val_check_interval": 0.5}),
+        ("sure_regression", {}),
         ("text_classification", {}),
         ("translation", {"max_epochs": 2}),
         ("node_classification", {}),
@@ -108,6 +113,8 @@ def test_a_training_goes_on_bit_by_bit(task, options, data, tmp_path) -> None:
     whole, metrics = states(tmp_path), (tmp_path / "metrics.csv").read_bytes()
     snapshots = sorted(tmp_path.glob("*.snapshot"), key=lambda file: int(file.stem))
     assert len(snapshots) == whole["step"] and whole["step"] > 2
+    # the best weights were validated
+    assert (whole["calibration"][1] is not None) == ("regression" in task)
     # the beginning, somewhere, the ends of epochs, and the end
     chosen = snapshots if len(snapshots) < 5 else [snapshots[i] for i in (0, 1, len(snapshots) // 2, -2, -1)]
     for snapshot in [*chosen, tmp_path / "checkpoints" / "last.ckpt"]:

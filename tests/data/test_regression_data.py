@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from ika_lightning.data import RegressionData
 from ika_lightning.data.encoders import RowBatch
 from ika_lightning.data.loader import RowSampler
+from ika_lightning.data.rows import RowPredictions
 
 
 @pytest.fixture
@@ -391,10 +392,27 @@ class TestPredictions:
         with pytest.raises(ValueError, match=r"must have shape \(2,\), one per row, got \(3,\)"):
             data.write_predictions(tmp_path / "out.csv", torch.zeros(3))
 
-    def test_a_file_of_predictions_is_not_predicted_over(self, write):
-        data = fitted(write(29), predict_path=write(2, "new.csv", predicted_y=[1, 2]))
+    def test_what_is_known_besides_has_columns_of_its_own(self, write, tmp_path):
+        data = fitted(write(29), predict_path=str(tmp_path / "new.csv"), missing="drop")
+        # of these names there may be features
+        pd.DataFrame({"kind": ["red", "blue"], "x": ["1", ""], "lower": [1, 2], "y_std": [3, 4]}).to_csv(
+            tmp_path / "new.csv", index=False
+        )
         data.setup("predict")
-        with pytest.raises(ValueError, match="already has a column 'predicted_y'"):
+        one = torch.ones(1, dtype=torch.float64)
+        data.write_predictions(tmp_path / "out.csv", RowPredictions(one, 0.1 * one, upper=1e6 * one))
+        assert (tmp_path / "out.csv").read_text() == (
+            "row,kind,x,lower,y_std,predicted_y,predicted_y_std,predicted_y_upper\n"
+            "1,red,1,1,3,1.0,0.1,1000000.0\n2,blue,,2,4,,,\n"
+        )
+        with pytest.raises(ValueError, match=r"must have shape \(1,\), one per row, got \(2,\)"):
+            data.write_predictions(tmp_path / "out.csv", RowPredictions(one, one.expand(2)))
+
+    @pytest.mark.parametrize("column", ["predicted_y", "predicted_y_std", "predicted_y_lower", "predicted_y_upper"])
+    def test_a_file_of_predictions_is_not_predicted_over(self, column, write):
+        data = fitted(write(29), predict_path=write(2, "new.csv", **{column: [1, 2]}))
+        data.setup("predict")
+        with pytest.raises(ValueError, match=f"already has a column '{column}'; rename it"):
             data.predict_dataloader()
 
 

@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
-from ika_lightning.models import Encoder, RowTransformer
+from ika_lightning.models import Encoder, Ensemble, RowTransformer
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 WIDTH, HEADS, FEATURES = 10, 2, 3
@@ -123,3 +123,30 @@ class TestTargetsInTheContext:
             model(context, targets=targets)
         with pytest.raises(ValueError, match="built with targets=False, and takes none"):
             rows(attention)(context, queries, targets)
+
+
+def test_a_row_may_have_several_outputs() -> None:
+    torch.manual_seed(0)
+    model = RowTransformer(FEATURES, WIDTH, depth=1, num_heads=HEADS, attention=RBF, targets=True, outputs=3).eval()
+    context, queries, targets = torch.randn(7, FEATURES), torch.randn(5, FEATURES), torch.randn(7)
+    answers = model(context, queries, targets)
+    assert answers.shape == (5, 3)
+    assert_close(model(context, queries[2:3], targets), answers[2:3])
+
+
+class TestEnsemble:
+    def test_members_answer_each_for_itself(self):
+        torch.manual_seed(0)
+        ensemble = Ensemble(lambda: rows(IKANDirect), 3)
+        for member in ensemble.members:
+            member.reset_parameters()
+        context, queries = torch.randn(7, FEATURES).double(), torch.randn(5, FEATURES).double()
+        answers = ensemble(context, queries)
+        assert answers.shape == (3, 5)
+        assert (answers[0] != answers[1]).all() and (answers[1] != answers[2]).all()
+        for member, own in zip(ensemble.members, answers, strict=True):
+            assert_close(member(context, queries), own, rtol=0, atol=0)
+
+    def test_none_are_no_ensemble(self):
+        with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+            Ensemble(lambda: rows(RBF), 0)

@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, KernelGATConv
 from ika_lightning.pictures import Recorder
 from ika_lightning.pictures.canvas import COLOURS, panels, shortened, to_pixels, to_png
-from ika_lightning.pictures.results import draw_confusion, draw_embeddings, draw_fit
+from ika_lightning.pictures.results import draw_calibration, draw_confusion, draw_embeddings, draw_fit
 from ika_lightning.pictures.similarity import draw_similarity
 from ika_lightning.pictures.spectrum import correlation, draw_correlation, draw_density, frequencies, start_std
 from ika_lightning.pictures.weights import draw_magnitude, draw_maps, draw_neighbourhoods
@@ -66,6 +66,11 @@ def figures():
     row = torch.arange(9)
     yield "fit", lambda: draw_fit(row, row / 2.0, row / 2.1, "a unit with quite a long name that goes on")
     yield "fit of one", lambda: draw_fit(row[:1], row[:1], row[:1], "m")
+    ends = row / 2.0 - 0.3, row / 2.0 + 0.2
+    yield "fit of a series with intervals", lambda: draw_fit(row, row / 2.0, row / 2.1, "m", ends)
+    yield "fit of rows with intervals", lambda: draw_fit(2 * row, row / 2.0, row / 2.1, "m", ends)
+    yield "calibration", lambda: draw_calibration(torch.randn(31))
+    yield "calibration of one", lambda: draw_calibration(torch.tensor([-1.5]))
     yield "confusion", lambda: draw_confusion(torch.eye(3).long(), ["a", "b", "c"])
     yield (
         "confusion of many",
@@ -82,6 +87,20 @@ def test_every_label_is_inside_its_figure(draw) -> None:
     for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert (border > 250).all()
     assert to_png(pixels)[:4] == b"\x89PNG"
+
+
+def test_intervals_are_drawn_where_they_are() -> None:
+    row = torch.tensor([4, 0, 2])
+    lower, upper = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])
+    figure = draw_fit(row, (lower + upper) / 2, torch.tensor([1.5, 9.0, 3.5]), "m", (lower, upper))
+
+    def bars(panel):
+        (drawn,) = [lines for lines in panel.collections if lines.get_label() == "interval"]
+        return [segment.tolist() for segment in drawn.get_segments()]
+
+    over, _, residuals = figure.axes
+    assert bars(over) == [[[1.0, 2.0], [1.0, 4.0]], [[3.0, 3.0], [3.0, 6.0]], [[5.0, 1.0], [5.0, 2.0]]]
+    assert bars(residuals) == [[[1.0, -1.0], [1.0, 1.0]], [[3.0, -1.5], [3.0, 1.5]], [[5.0, -0.5], [5.0, 0.5]]]
 
 
 def test_nothing_is_left_behind() -> None:

@@ -16,7 +16,7 @@ from ika_lightning.attention.magnitude import log_magnitude
 from ika_lightning.attention.mask import Mask
 from ika_lightning.attention.operation import FLOOR
 from ika_lightning.pictures import Recorder, Recording
-from ika_lightning.pictures.results import principal_components
+from ika_lightning.pictures.results import observed_coverage, principal_components
 from ika_lightning.pictures.similarity import is_stationary, kernel_along, kernel_over, main_direction
 from ika_lightning.pictures.spectrum import Frequencies, correlation, density, frequencies, start_std
 from ika_lightning.pictures.weights import attention_weights, entropy, log_magnitudes, neighbourhoods
@@ -228,3 +228,12 @@ def test_principal_components_are_scikit_learns() -> None:
 def test_components_of_few_points_or_coordinates(shape) -> None:
     components, share = principal_components(torch.ones(shape))
     assert components.shape == (shape[0], 2) and components.isfinite().all() and share.tolist() == [0, 0]
+
+
+def test_coverage_is_that_of_central_intervals() -> None:
+    errors, levels = torch.randn(37, dtype=torch.float64), torch.linspace(0, 0.99, 11, dtype=torch.float64)
+    ends = [stats.norm.interval(level) for level in levels.tolist()]
+    wanted = [((low <= errors) & (errors <= high)).double().mean().item() for low, high in ends]
+    assert_close(observed_coverage(errors, levels), torch.tensor(wanted, dtype=torch.float64))
+    # a deviation of zero, and one of a target that is hit besides
+    assert observed_coverage(torch.tensor([math.inf, math.nan]), torch.tensor([0.5])).tolist() == [0.0]

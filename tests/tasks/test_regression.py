@@ -10,8 +10,11 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, attention_kl
+from ika_lightning.callbacks import AveragedWeights
+from ika_lightning.callbacks.predictions import PredictionWriter
 from ika_lightning.data import RegressionData
 from ika_lightning.tasks import Regression, WarmupCosine
+from ika_lightning.tasks.uncertainty import FLOOR, conformal_radius, gaussian, gaussian_crps, gaussian_nll
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0}
@@ -95,7 +98,7 @@ def test_one_row_has_no_r2(trained, tmp_path) -> None:
     pd.read_csv(rows.path).iloc[:1].to_csv(tmp_path / "one.csv", index=False)
     one = data(rows.path, test_path=str(tmp_path / "one.csv"))
     (measured,) = trainer(tmp_path).test(model, one, ckpt_path=path, weights_only=True, verbose=False)
-    assert sorted(measured) == ["test/loss", "test/mae", "test/rmse"]
+    assert sorted(measured) == ["test/coverage", "test/loss", "test/mae", "test/rmse", "test/width"]
 
 
 def test_training_loss_is_squared_error_and_kl(trained, table, tmp_path) -> None:
@@ -188,6 +191,375 @@ class TestTargetsInTheContext:
         assert_close(today.eval()(batch.features), model(batch.features), rtol=0, atol=0)
         with pytest.raises(ValueError, match=r"another network, with context_targets=False \(here True\)"):
             trainer(tmp_path, max_epochs=1).fit(Regression(RBF, **SMALL, init_from=str(path)), data(table))
+
+
+def scores_of(model: Regression, batch) -> torch.Tensor:
+    """How far targets are from answers, ascending."""
+    answer = model.answer(batch.features)
+    error = (batch.target - answer.mean).abs().detach()
+    return (error / answer.std.detach() if model.has_likelihood else error).sort().values
+
+
+@pytest.fixture(params=[None, "gaussian"])
+def sure(request, table, tmp_path) -> tuple[Regression, RegressionData, Path]:
+    """A model that was validated at its end, without a likelihood and with one."""
+    seed_everything(0, verbose=False)
+    model, rows = Regression(IKANDirect, **SMALL, likelihood=request.param, interval=0.8), data(table)
+    fit = trainer(tmp_path, max_epochs=3)
+    fit.fit(model, rows)
+    fit.save_checkpoint(tmp_path / "sure.ckpt")
+    return model.eval(), rows, tmp_path / "sure.ckpt"
+
+
+class TestLikelihood:
+    @pytest.fixture
+    def distribution(self, table, tmp_path) -> tuple[Regression, RegressionData]:
+        seed_everything(0, verbose=False)
+        model, rows = Regression(MIKAN, **SMALL, likelihood="gaussian"), data(table)
+        trainer(tmp_path, max_epochs=2).fit(model, rows)
+        return model.eval(), rows
+
+    def test_figures_are_in_the_units_of_the_target(self, distribution, tmp_path):
+        model, rows = distribution
+        (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
+        (batch,) = rows.test_dataloader()
+        mean, std = model.predict_step(batch, 0).detach().unbind(-1)
+        true = torch.from_numpy(pd.read_csv(rows.path)["y"].to_numpy()[batch.row])
+        wanted = {
+            "rmse": (true - mean).square().mean().sqrt(),
+            "mae": (true - mean).abs().mean(),
+            "nll": gaussian_nll(mean, std, true).mean(),
+            "crps": gaussian_crps(mean, std, true).mean(),
+        }
+        for name, value in wanted.items():
+            assert measured[f"test/{name}"] == pytest.approx(value.item(), rel=1e-4), name
+        assert measured["test/loss"] == pytest.approx(measured["test/nll"] - math.log(rows.target_std), rel=1e-5)
+
+    def test_the_training_loss(self, distribution):
+        model, rows = distribution
+        batch = next(iter(rows.train_dataloader()))
+        mean, std = model._read(model.net(batch.features[30:], batch.features[:30], batch.target[30:]))
+        wanted = gaussian_nll(mean, std, batch.target[:30]).mean()
+        found = model.loss(batch)
+        assert_close(found.mean, wanted)
+        assert found.samples == 30
+
+    def test_it_learns_where_the_noise_is(self, tmp_path):
+        """The target is noise, of a deviation of 1 to the left and of 10 to the right."""
+        rng = np.random.default_rng(0)
+        x = rng.uniform(-1, 1, 401)
+        y = 100.0 + rng.standard_normal(401) * np.where(x < 0, 1, 10)
+        pd.DataFrame({"x": x, "y": y}).to_csv(tmp_path / "noise.csv", index=False)
+        seed_everything(0, verbose=False)
+        optimizer = functools.partial(torch.optim.AdamW, lr=1e-2)
+        model = Regression(RBF, **SMALL, likelihood="gaussian", optimizer=optimizer)
+        rows = data(str(tmp_path / "noise.csv"))
+        fit = trainer(tmp_path, max_epochs=30, check_val_every_n_epoch=30)
+        fit.fit(model, rows)
+        ask = torch.tensor([[-0.5], [0.5]]) / x.std()
+        left, right = model.eval().answer(ask).std * rows.target_std
+        assert 0.7 < left < 1.8 and 7 < right < 14
+
+    def test_rows_that_are_known_by_heart_leave_it_finite(self, tmp_path):
+        """Every row is there many times, and training is long: the likelihood has no other bound than the floor."""
+        table = pd.DataFrame({"x": [0.0, 1.0, 2.0], "y": [5.0, 5.0, 6.0]})
+        pd.concat([table] * 30).to_csv(tmp_path / "again.csv", index=False)
+        seed_everything(0, verbose=False)
+        optimizer = functools.partial(torch.optim.AdamW, lr=0.01)
+        model = Regression(RBF, **SMALL, likelihood="gaussian", optimizer=optimizer)
+        rows = data(str(tmp_path / "again.csv"))
+        fit = trainer(tmp_path, max_epochs=-1, max_steps=400, check_val_every_n_epoch=None, val_check_interval=200)
+        fit.fit(model, rows)
+        (measured,) = fit.test(model, rows, verbose=False)
+        assert all(map(math.isfinite, measured.values())) and all(p.isfinite().all() for p in model.parameters())
+        (batch,) = rows.test_dataloader()
+        std = model.eval().answer(batch.features).std
+        assert (std >= FLOOR).all() and std.min() < 0.1
+
+    def test_validation_targets_that_are_all_the_same(self, table, tmp_path):
+        rows = pd.read_csv(table)
+        rows.loc[121:, "y"] = 1e4
+        rows.to_csv(table, index=False)
+        model, constant = Regression(RBF, **SMALL, likelihood="gaussian"), data(table, split="ordered")
+        fit = trainer(tmp_path, max_epochs=1)
+        fit.fit(model, constant)
+        (measured,) = fit.test(model, constant, verbose=False)
+        assert all(math.isfinite(measured[f"test/{name}"]) for name in ("loss", "nll", "crps", "coverage", "width"))
+
+    def test_a_distribution_never_depends_on_its_target_nor_on_what_else_is_asked(self, distribution):
+        model, rows = distribution
+        (batch,) = rows.test_dataloader()
+        together = model.predict_step(batch, 0)
+        assert together.shape == (15, 2) and together.dtype == torch.float64
+        other_targets = model.predict_step(batch._replace(target=batch.target + 7), 0)
+        assert_close(other_targets, together, rtol=0, atol=0)
+        assert_close(
+            torch.cat([model.predict_step(batch.take(part), 0) for part in torch.arange(15).split(4)]), together
+        )
+        batch.features[0] += 5
+        assert_close(model.predict_step(batch, 0)[1:], together[1:], rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"likelihood": "poisson"}, "^likelihood must be one of 'gaussian', got 'poisson'$"),
+            *[
+                ({"interval": wrong}, f"^interval must be between 0 and 1, such as 0.9, got {wrong}$")
+                for wrong in (0, 1, 1.5, -0.1, 90, math.nan)
+            ],
+        ],
+    )
+    def test_wrong(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            Regression(**options)
+
+
+class TestEnsemble:
+    @pytest.fixture(params=[None, "gaussian"])
+    def three(self, request, table, tmp_path) -> tuple[Regression, RegressionData]:
+        seed_everything(0, verbose=False)
+        options = SMALL | {"dropout": 0.2}
+        model, rows = Regression(MIKAN, **options, likelihood=request.param, ensemble=3), data(table)
+        fit = trainer(tmp_path, max_epochs=2)
+        fit.fit(model, rows)
+        fit.save_checkpoint(tmp_path / "three.ckpt")
+        return model, rows
+
+    def members(self, model: Regression, *rows: torch.Tensor) -> list[torch.Tensor]:
+        return [member(*rows) for member in model.net.members]
+
+    def test_the_answer_is_the_mixture(self, three):
+        model, rows = three
+        (batch,) = rows.test_dataloader()
+        model.eval()
+        outputs = torch.stack(self.members(model, model.context, batch.features, model.context_target))
+        mean, std = model.answer(batch.features)
+        if model.has_likelihood:
+            means, stds = gaussian(outputs)
+            variance = stds.square().mean(0) + means.var(0, correction=0)
+        else:
+            means = outputs
+            variance = means.var(0, correction=0)
+        assert (means[0] != means[1]).all()
+        assert_close(mean, means.mean(0))
+        assert_close(std.square(), variance)
+        assert_close(model(batch.features), mean, rtol=0, atol=0)
+        of_files = model.predict_step(batch, 0)
+        assert_close(of_files, torch.stack([rows.target_mean + rows.target_std * mean.double(),
+                                            rows.target_std * std.double()], -1))  # fmt: skip
+
+    def test_the_loss_is_the_mean_over_members_and_each_has_noise_of_its_own(self, three):
+        model, rows = three
+        model.log = lambda *args, **kwargs: None
+        batch = next(iter(rows.train_dataloader()))
+        model.train()
+        torch.manual_seed(1)
+        loss = model.training_step(batch, 0)
+        torch.manual_seed(1)
+        target, losses = batch.target[:30], []
+        for member in model.net.members:
+            raw = member(batch.features[30:], batch.features[:30], batch.target[30:])
+            own = (raw - target).square() if raw.dim() == 1 else gaussian_nll(*gaussian(raw), target)
+            losses.append(own.mean() + model.kl_weight * attention_kl(member))
+        assert_close(loss, torch.stack(losses).mean())
+        # the same weights do not answer the same, as dropout and frequencies are drawn anew for each
+        first, second = model.net.members[:2]
+        second.load_state_dict(first.state_dict())
+        one, other = self.members(model, batch.features[30:], batch.features[:30], batch.target[30:])[:2]
+        assert (one != other).all()
+
+    def test_the_measures_are_of_what_is_predicted(self, three, tmp_path):
+        model, rows = three
+        (measured,) = trainer(tmp_path).test(model, rows, verbose=False)
+        (batch,) = rows.test_dataloader()
+        mean, std = model.eval().answer(batch.features)
+        error = (batch.target - mean).detach()
+        wanted = gaussian_nll(mean, std, batch.target).mean() if model.has_likelihood else error.square().mean()
+        assert measured["test/loss"] == pytest.approx(wanted.item(), rel=1e-5)
+        assert measured["test/rmse"] == pytest.approx(rows.target_std * error.square().mean().sqrt().item(), rel=1e-5)
+        assert "test/crps" in measured or not model.has_likelihood
+        (held_out,) = rows.val_dataloader()
+        assert_close(model.calibration, scores_of(model, held_out))
+
+    def test_a_checkpoint_brings_all_of_them(self, three, tmp_path):
+        model, rows = three
+        (batch,) = rows.test_dataloader()
+        loaded = Regression.load_from_checkpoint(tmp_path / "three.ckpt", weights_only=True)
+        assert_close(loaded.eval().answer(batch.features), model.eval().answer(batch.features), rtol=0, atol=0)
+
+    def test_one_is_no_ensemble(self, table, tmp_path):
+        """Neither by its keys nor by its numbers."""
+        found = []
+        for options in ({}, {"ensemble": 1}):
+            seed_everything(0, verbose=False)
+            model = Regression(IKANDirect, **SMALL, **options)
+            trainer(tmp_path, max_epochs=1).fit(model, data(table))
+            found.append(model.state_dict())
+        assert all(
+            key.startswith(("net.embed", "net.target", "net.encoder", "net.head", "context")) for key in found[1]
+        )
+        assert_close(*found, rtol=0, atol=0)
+
+    def test_it_has_nothing_to_start_from_a_single_one(self, sure, table, tmp_path):
+        model, _, path = sure
+        other = Regression(IKANDirect, **SMALL, ensemble=2, likelihood=model.hparams["likelihood"], init_from=str(path))
+        with pytest.raises(ValueError, match=r"sure.ckpt has another network, with ensemble=1 \(here 2\)"):
+            trainer(tmp_path, max_epochs=1).fit(other, data(table))
+
+    @pytest.mark.parametrize("wrong", [0, -3])
+    def test_wrong(self, wrong):
+        with pytest.raises(ValueError, match=f"^ensemble must be at least 1, got {wrong}$"):
+            Regression(ensemble=wrong)
+
+
+class TestIntervals:
+    def test_scores_are_those_of_the_validated_rows(self, sure):
+        model, rows, _ = sure
+        (batch,) = rows.val_dataloader()
+        assert_close(model.calibration, scores_of(model, batch))
+        # ceil(16 * 0.8) of 15
+        assert model.radius == model.calibration[12].item() == conformal_radius(model.calibration, 0.8)
+
+    def test_the_checkpoint_keeps_them(self, sure):
+        model, _, path = sure
+        assert torch.equal(torch.load(path, weights_only=True)["calibration"], model.calibration)
+        loaded = Regression.load_from_checkpoint(path, weights_only=True)
+        assert torch.equal(loaded.calibration, model.calibration) and loaded.radius == model.radius
+        # of which another interval can be made
+        assert Regression.load_from_checkpoint(path, interval=0.5, weights_only=True).radius == model.calibration[7]
+
+    def test_coverage_and_width_are_measured_on_test_rows(self, sure, tmp_path):
+        model, rows, path = sure
+        model = Regression.load_from_checkpoint(path, interval=0.4, weights_only=True).eval()
+        (measured,) = trainer(tmp_path).test(model, rows, ckpt_path=path, weights_only=True, verbose=False)
+        (batch,) = rows.test_dataloader()
+        mean, _, lower, upper = model.complete_predictions(model.predict_step(batch, 0))
+        true = torch.from_numpy(pd.read_csv(rows.path)["y"].to_numpy()[batch.row])
+        inside = (lower <= true) & (true <= upper)
+        assert 0 < inside.sum() < 15
+        assert measured["test/coverage"] == pytest.approx(inside.double().mean().item())
+        assert measured["test/width"] == pytest.approx((upper - lower).mean().item(), rel=1e-5)
+        assert_close((lower + upper) / 2, mean)
+
+    def test_validation_measures_none(self, sure, tmp_path):
+        model, rows, path = sure
+        (measured,) = trainer(tmp_path).validate(model, rows, ckpt_path=path, weights_only=True, verbose=False)
+        assert measured.keys() == {f"val/{name}" for name in ("loss", "mae", "r2", "rmse")} | (
+            {"val/crps", "val/nll"} if model.has_likelihood else set()
+        )
+
+    def test_an_interval_never_depends_on_what_else_is_asked(self, sure):
+        model, rows, _ = sure
+        (batch,) = rows.test_dataloader()
+        together = model.complete_predictions(model.predict_step(batch, 0))
+        alone = model.complete_predictions(model.predict_step(batch.take(torch.tensor([3])), 0))
+        for ours, single in zip(together, alone, strict=True):
+            if ours is not None:
+                assert_close(ours[3:4], single)
+
+    def test_scores_of_other_weights_are_none(self, sure, tmp_path):
+        model, rows, _ = sure
+        fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+        fit.fit(model.train(), rows)
+        assert model.calibration is None and model.radius == math.inf
+        fit.save_checkpoint(tmp_path / "later.ckpt")
+        assert "calibration" not in torch.load(tmp_path / "later.ckpt", weights_only=True)
+        assert "test/coverage" not in fit.test(model, rows, verbose=False)[0]
+
+    def test_nor_of_the_same_weights_with_another_context(self, sure, table, tmp_path):
+        model, _, _ = sure
+        trainer(tmp_path, max_steps=0, limit_val_batches=0).fit(model.train(), data(table, seed=1))
+        assert model.calibration is None
+
+    def test_a_few_batches_for_a_check_are_no_validation(self, table, tmp_path):
+        model = Regression(RBF, **SMALL)
+        trainer(tmp_path, max_steps=0, num_sanity_val_steps=2).fit(model, data(table))
+        assert model.calibration is None
+
+    @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with")
+    def test_averaged_weights_have_their_own(self, table, tmp_path):
+        """Those of a checkpoint belong to the weights that are in it, whatever the training goes on with."""
+        saved = []
+
+        class Keep(Callback):
+            def on_validation_end(self, trainer, pl_module):
+                if not trainer.sanity_checking:
+                    saved.append(tmp_path / f"{trainer.global_step}.ckpt")
+                    trainer.save_checkpoint(saved[-1])
+
+        seed_everything(0, verbose=False)
+        model, rows = Regression(IKANDirect, **SMALL, likelihood="gaussian"), data(table)
+        trainer(tmp_path, max_epochs=3, callbacks=[AveragedWeights(0.9), Keep()]).fit(model, rows)
+        (batch,) = rows.val_dataloader()
+        assert len(saved) == 3
+        for path in saved:
+            loaded = Regression.load_from_checkpoint(path, weights_only=True).eval()
+            assert_close(loaded.calibration, scores_of(loaded, batch))
+        # the last update was validated, and the model has the averaged weights at the end
+        assert_close(model.calibration, scores_of(model.eval(), batch))
+
+    def test_a_checkpoint_of_an_earlier_version_has_none(self, sure, tmp_path):
+        model, rows, path = sure
+        saved = torch.load(path, weights_only=True)
+        del saved["calibration"], saved["hyper_parameters"]["interval"]
+        if not model.has_likelihood:
+            del saved["hyper_parameters"]["likelihood"]
+        torch.save(saved, path)
+        (measured,) = trainer(tmp_path).test(model, rows, ckpt_path=path, weights_only=True, verbose=False)
+        assert "test/coverage" not in measured and "test/width" not in measured
+        (batch,) = rows.test_dataloader()
+        loaded = Regression.load_from_checkpoint(path, weights_only=True).eval()
+        predictions = loaded.complete_predictions(loaded.predict_step(batch, 0))
+        assert predictions.lower is None and predictions.upper is None
+
+    def test_too_few_rows_are_said_once(self, table, tmp_path, caplog):
+        model = Regression(RBF, **SMALL, interval=0.95)
+        trainer(tmp_path, max_epochs=3).fit(model, data(table))
+        lines = [record.getMessage() for record in caplog.records if "interval" in record.getMessage()]
+        assert lines == [
+            "predictions have no interval: 15 validation rows are too few for interval=0.95, which takes 19; give "
+            "more, or a lower interval"
+        ]
+        assert len(model.calibration) == 15 and model.radius == math.inf
+
+    def test_answers_that_are_no_numbers_have_none(self, sure):
+        model, _, _ = sure
+        model.calibration = torch.full((31,), math.nan)
+        assert model.radius == math.inf and "no number" in model.why_no_interval
+
+    def test_they_are_in_the_pictures(self, sure, tmp_path):
+        model, rows, path = sure
+        trainer(tmp_path).validate(model, rows, ckpt_path=path, weights_only=True, verbose=False)
+        figures = model.pictures()
+        assert figures.keys() == {"results/fit"} | ({"results/calibration"} if model.has_likelihood else set())
+
+        def labels():
+            return [artist.get_label() for artist in model.pictures()["results/fit"]().axes[0].collections]
+
+        assert "interval" in labels()
+        model.calibration = None
+        assert "interval" not in labels()
+
+    @pytest.mark.parametrize("name", ["out.csv", "out.tsv.gz", "out.jsonl"])
+    def test_files_have_what_is_known(self, sure, name, tmp_path):
+        model, rows, path = sure
+        new = data(rows.path, predict_path=rows.path)
+        writer = PredictionWriter(tmp_path / name)
+        trainer(tmp_path, callbacks=[writer]).predict(model, new, ckpt_path=path, weights_only=True)
+        assert writer.count == 151
+        separator = "\t" if "tsv" in name else ","
+        written = (
+            pd.read_json(tmp_path / name, lines=True, precise_float=True)
+            if name.endswith("jsonl")
+            else pd.read_csv(tmp_path / name, sep=separator)
+        )
+        (batch,) = new.predict_dataloader()
+        predictions = model.complete_predictions(model.predict_step(batch, 0).detach())
+        known = ["", *(["_std"] if model.has_likelihood else []), "_lower", "_upper"]
+        assert written.columns.tolist() == ["row", "a", "b", "y", *(f"predicted_y{suffix}" for suffix in known)]
+        for suffix, values in zip(known, [values for values in predictions if values is not None], strict=True):
+            assert values.dtype == torch.float64
+            np.testing.assert_array_equal(written[f"predicted_y{suffix}"], values.numpy())
 
 
 class TestSchedule:
