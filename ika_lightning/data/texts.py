@@ -200,12 +200,12 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
         if "train" in known:
             return Found({}, {})
         if self.dataset is None:
-            whole, given = self._read_labelled(str(self.path)), {}
+            whole, given = self.read_labelled(str(self.path)), {}
         else:
             official = {part: self.dataset.read(part, self.root) for part in splits.PARTS}
             given = {part: rows for part, rows in official.items() if rows is not None}
             whole = given.pop("train")
-        given |= {part: self._read_labelled(path, _in_order(whole.labels)) for part, path in self.files.items()}
+        given |= {part: self.read_labelled(path, in_order(whole.labels)) for part, path in self.files.items()}
         numbers = self._deal(whole, given)
         parts = given | {part: whole.take(chosen.tolist()) for part, chosen in numbers.items()}
         _warn_of_duplicates(parts)
@@ -213,7 +213,7 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
 
     def _deal(self, rows: Labelled, given: Collection[str]) -> dict[str, np.ndarray]:
         """Deal out rows, 0-based, to training, and to those other parts that are not given."""
-        classes = _in_order(rows.labels)
+        classes = in_order(rows.labels)
         if len(classes) < 2:
             raise ValueError(f"{rows.source} has one class only, {classes[0]!r}; a classifier needs two or more")
         labels = np.array([classes.index(label) for label in rows.labels])
@@ -235,7 +235,13 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
             )
         return {**held_out, "train": left}
 
-    def _read_labelled(self, path: str, classes: Collection[str] = ()) -> Labelled:
+    def read_labelled(self, path: str, classes: Collection[str] = ()) -> Labelled:
+        """Read an own file of labelled texts, and say how it was read.
+
+        Args:
+            path: The file.
+            classes: Labels that there are.
+        """
         rows = read_labelled(path, *self.columns, self.separator, classes)
         say(rows.summary)
         if markers := sorted(set(rows.labels) & MISSING):
@@ -246,14 +252,14 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
         """Read labelled texts to test on, or texts without labels to predict."""
         if part == "predict":
             return Labelled([], read_texts(path, self.columns[1], self.separator), [], path)
-        return self._read_labelled(path, learned.classes if learned else ())
+        return self.read_labelled(path, learned.classes if learned else ())
 
     def learn(self, train: Labelled) -> TextEncoder:
         """Learn vocabulary and classes."""
         tokenizer = Tokenizer.learn(
             train.texts, unit=self.unit, size=self.vocab_size, min_count=self.min_count, lowercase=self.lowercase
         )
-        return TextEncoder(tokenizer, _in_order(train.labels), self.max_length)
+        return TextEncoder(tokenizer, in_order(train.labels), self.max_length)
 
     def restore(self, state: dict[str, Any]) -> TextEncoder:
         """Vocabulary, classes and greatest length of a checkpoint."""
@@ -290,7 +296,7 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
         return pack(columns | class_columns("predicted_label", learned.classes, in_order), path)
 
 
-def _in_order(labels: Collection[str]) -> list[str]:
+def in_order(labels: Collection[str]) -> list[str]:
     """The classes among labels, sorted by value if they are all whole numbers, else as text."""
     classes = set(labels)
     return sorted(classes, key=int) if all(label.isdecimal() for label in classes) else sorted(classes)

@@ -27,6 +27,8 @@ from ika_lightning.pictures.results import draw_confusion
 from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
 from ika_lightning.tasks.layers import find_layer
+from ika_lightning.tasks.recipe import Recipe
+from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, carry_rows, read_words
 
 
@@ -87,6 +89,7 @@ class TextClassification(Task[TextClassificationData]):
     optional_sizes = ("embed_dim",)
     encoding = ("tokenizer", "classes")
     headline = "accuracy"
+    recipe = Recipe(updates=1500)
 
     def __init__(
         self,
@@ -106,8 +109,8 @@ class TextClassification(Task[TextClassificationData]):
         class_weights: Literal["balanced"] | list[float] | None = None,
         label_smoothing: float = 0.0,
         kl_weight: float = 0.01,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.002, weight_decay=0.1),
+        scheduler: LRSchedulerCallable | None = WarmupCosine,
         compile: bool = False,
         init_from: str | None = None,
         num_tokens: int | None = None,

@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import io
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from datetime import timedelta
 from functools import partial
-from numbers import Integral, Real
-from pathlib import Path
+from numbers import Real
+from types import MappingProxyType
 from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d, validate_data
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
-from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data import RegressionData
 from ika_lightning.data.checks import check_choices
 from ika_lightning.data.rows import RowPredictions, TableCorpus
 from ika_lightning.data.table import as_text
-from ika_lightning.output import write_output
+from ika_lightning.sklearn.base import KernelAttentionEstimator
 from ika_lightning.tasks import Regression
-from ika_lightning.tasks.base import MONITOR
-from ika_lightning.tasks.layers import find_layer
 
 __all__ = ["KernelAttentionRegressor"]
 
@@ -67,7 +51,7 @@ class _Frame(TableCorpus):
         return self.table
 
 
-class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
+class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regression, RegressionData]):
     r"""Kernel regression by attention over training rows, with a kernel that is learned.
 
     .. math:: \hat y(x) = \sum_j \frac{w(x, x_j)}{\sum_{j'} w(x, x_{j'})} v(x_j, y_j)
@@ -118,6 +102,11 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         (3,)
     """
 
+    task = Regression
+    data_class = RegressionData
+    recipe = _RECIPE
+    layers = MappingProxyType(_LAYERS)
+
     def __init__(
         self,
         attention: Any = "IKANDirect",
@@ -159,8 +148,7 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         self.unseen = unseen
         self.random_state = random_state
         self.verbose = verbose
-        # what the checkpoint is, once it is looked at
-        self._model: tuple[Regression, RegressionData] | None = None
+        self._model = None
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on rows and their targets.
@@ -177,12 +165,8 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         check_consistent_length(table, target)
         name = _new_name("target" if getattr(y, "name", None) is None else str(y.name), table.columns)
         table[name] = as_text(pd.DataFrame({"y": target.astype(np.float64)}), "y")["y"]
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.random.fork_rng(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
-            torch.manual_seed(seed)
-            data = self._data(table, name, seed)
-            self.checkpoint_ = self._train(data, Path(folder))
-        self._model = self._load()
+        seed = self._seed()
+        self._train(self._data(table, name, seed), seed)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -249,23 +233,6 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"this {type(self).__name__} has no intervals: {why}")
         return torch.stack([found.lower, found.upper], -1).numpy()
 
-    def save(self, path: str | Path) -> None:
-        """Write the trained model as a checkpoint, from which ``python -m ika_lightning predict`` predicts as well.
-
-        Args:
-            path: The file: whole or not at all.
-
-        Raises:
-            NotFittedError: Before :meth:`fit`.
-            OSError: If it cannot be written.
-        """
-        self._fitted()
-        write_output(path, self.checkpoint_)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the model, which the checkpoint is."""
-        return super().__getstate__() | {"_model": None}
-
     def __sklearn_tags__(self) -> Any:
         """Say whether missing numbers are taken."""
         tags = super().__sklearn_tags__()
@@ -275,30 +242,11 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
     # --- How it is done -----------------------------------------------------------------------------------------------
 
     def _check_arguments(self) -> None:
-        for name, least in (
-            ("updates", 1),
-            ("width", 1),
-            ("depth", 0),
-            ("num_heads", 1),
-            ("ensemble", 1),
-            ("batch_size", 2),
-            ("max_context", 1),
-        ):
-            number = getattr(self, name)
-            if not isinstance(number, Integral) or number < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
+        self._check(updates=1, width=1, depth=0, num_heads=1, ensemble=1, batch_size=2, max_context=1)
         # dropping rows would leave rows without a prediction
         check_choices(missing=(self.missing, ("error", "mean")), unseen=(self.unseen, ("error", "ignore")))
         if not isinstance(self.interval, Real) or not 0 < self.interval < 1:
             raise ValueError(f"interval must be a number between 0 and 1, such as 0.9, got {self.interval!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.max_time is not None and not self.max_time > 0:
-            raise ValueError(f"max_time must be a positive number of seconds, got {self.max_time}")
-        if isinstance(self.attention, str) and self.attention not in _LAYERS:
-            raise ValueError(
-                f"attention must be a class of layers or one of {', '.join(_LAYERS)}, got {self.attention!r}"
-            )
 
     def _table(self, X: Any, *, reset: bool) -> pd.DataFrame:
         """The cells of rows as text, by names of columns."""
@@ -333,10 +281,9 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
         data.corpus = _Frame.of(cast("TableCorpus", data.corpus), table)
         return data
 
-    def _train(self, data: RegressionData, folder: Path) -> bytes:
-        assert _RECIPE is not None
-        model = Regression(
-            _LAYERS[self.attention] if isinstance(self.attention, str) else self.attention,
+    def _make_task(self, layer: Any) -> Regression:
+        return Regression(
+            layer,
             width=self.width,
             depth=self.depth,
             num_heads=self.num_heads,
@@ -346,32 +293,6 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
             interval=float(self.interval),
             optimizer=partial(torch.optim.AdamW, lr=self.learning_rate),
         )
-        every = max(1, self.updates // _RECIPE.measurements)
-        validates = self.validation_fraction > 0
-        best = ModelCheckpoint(folder, "best", monitor=MONITOR)
-        trainer = Trainer(
-            accelerator="cpu",
-            max_epochs=-1,
-            max_steps=-1 if self.max_time else self.updates,
-            max_time=None if self.max_time is None else timedelta(seconds=self.max_time),
-            val_check_interval=every if validates else None,
-            check_val_every_n_epoch=None if validates else 1,
-            limit_val_batches=None if validates else 0,
-            num_sanity_val_steps=0,
-            callbacks=[AveragedWeights(_RECIPE.decay), _Named(data), *([best] if validates else [])],
-            enable_checkpointing=validates,
-            logger=False,
-            enable_progress_bar=bool(self.verbose),
-            enable_model_summary=bool(self.verbose),
-            default_root_dir=folder,
-            use_distributed_sampler=False,
-        )
-        trainer.fit(model, data)
-        if best.best_model_path:
-            return Path(best.best_model_path).read_bytes()
-        # there was no validation, or no time for one
-        trainer.save_checkpoint(folder / "end.ckpt")
-        return (folder / "end.ckpt").read_bytes()
 
     def _predict(self, X: Any) -> RowPredictions:
         model, data = self._fitted()
@@ -382,70 +303,6 @@ class KernelAttentionRegressor(RegressorMixin, BaseEstimator):
                 model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
             ]
         return model.complete_predictions(torch.cat(parts))
-
-    def _fitted(self) -> tuple[Regression, RegressionData]:
-        if not hasattr(self, "checkpoint_"):
-            name = type(self).__name__
-            raise NotFittedError(f"this {name} is not fitted yet; call fit with rows and targets first")
-        if self._model is None:
-            self._model = self._load()
-        return self._model
-
-    def _load(self) -> tuple[Regression, RegressionData]:
-        # layers are drawn before they are loaded
-        with torch.random.fork_rng():
-            model = Regression.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
-        return model.eval(), RegressionData.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
-
-
-class _Named(Callback):
-    """Puts into a checkpoint the configuration by which the command line builds model and data again."""
-
-    def __init__(self, data: RegressionData) -> None:
-        self.data = data
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        of_model = {name: value for name, value in pl_module.hparams.items() if name not in pl_module.sizes}
-        config = {
-            "model": {
-                "class_path": "ika_lightning.tasks.Regression",
-                "init_args": of_model | {"attention": _explicit(pl_module)},
-            },
-            "data": {"class_path": "ika_lightning.data.RegressionData", "init_args": dict(self.data.hparams)},
-        }
-        checkpoint["config"] = yaml.safe_dump(config, sort_keys=False)
-
-
-def _explicit(model: Regression) -> dict[str, Any]:
-    """The attention of a model by name, with the options that the command line would take from the task's default."""
-    named = model.hparams["attention"]
-    layer = find_layer({"class_path": named["class_path"]})
-    options = inspect.signature(cast("partial[Any]", layer).func).parameters
-    default = inspect.signature(Regression).parameters["attention"].default["init_args"]
-    own = {name: options[name].default for name in default if name in options}
-    return {"class_path": named["class_path"], "init_args": own | named["init_args"]}
-
-
-@contextmanager
-def _quiet(verbose: int) -> Iterator[None]:
-    """Keep what is said of a training to itself, unless it is asked for."""
-    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "ika_lightning")]
-    levels = [log.level for log in logs]
-    with warnings.catch_warnings():
-        for message in (
-            ".*does not have many workers",
-            "You're using the WeightAveraging callback with",
-            ".*smaller than the logging interval",
-            ".*LeafSpec.* is deprecated",
-        ):
-            warnings.filterwarnings("ignore", message)
-        try:
-            for log in logs if not verbose else ():
-                log.setLevel(logging.ERROR)
-            yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
 
 
 def _new_name(name: str, taken: Any) -> str:
