@@ -21,7 +21,6 @@ from torch.export import Dim, ExportedProgram
 
 from ika_lightning import __version__
 from ika_lightning.attention import Core
-from ika_lightning.attention.graph import edges
 from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.cli.checkpoint import read_checkpoint, restore
 from ika_lightning.cli.explain import UsageError
@@ -35,11 +34,6 @@ DESCRIPTION = "description.json"
 _US = "ika_lightning"
 # How far a file may be from the model on the example, as a share of the largest number.
 _TOLERANCE = 1e-4
-# Operators of this package by the formulas that they compute, in PyTorch's own: others could not be run without it.
-_FORMULAS: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.ika_lightning.edge_similarity.default: edges._plain,
-    torch.ops.ika_lightning.edge_similarity_with_features.default: edges._plain_with_features,
-}
 # What an operator may be called that PyTorch brings.
 _PYTORCH = ("aten", "prim", "prims", "higher_order")
 
@@ -202,8 +196,6 @@ def trace(program: Program) -> ExportedProgram:
             f"{type(program.module).__name__} cannot be exported, as what it computes depends on numbers or sizes in a "
             f"way that torch.export cannot write down: {reason}; train with a layer of this package"
         ) from error
-    if any(node.target in _FORMULAS for node in _nodes(traced)):
-        traced = traced.run_decompositions(_FORMULAS)
     for node in _nodes(traced):
         # of the files that it was traced in
         node.meta.pop("stack_trace", None)

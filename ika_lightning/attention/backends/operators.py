@@ -24,7 +24,8 @@ def differentiable_operator(
 ) -> Operator:
     """Make a function and its hand-written derivative one operator.
 
-    The compiler takes it as a whole and unrolls no loop; ``torch.func`` maps over it. Its derivative is an operator,
+    The compiler takes it as a whole and unrolls no loop; ``torch.func`` maps over it; ``torch.export`` writes down
+    ``plain``. Its derivative is an operator,
     too, whose own derivative goes through ``plain``: further derivatives, and those in forward mode, cost what that
     costs, and never fail.
 
@@ -92,7 +93,8 @@ def differentiable_operator(
     returns = getattr(torch.ops.ika_lightning, name).default._schema.returns
 
     def call(*arguments: Any) -> Any:
-        if not _is_forward_mode():
+        # what is exported has to run where this package is not
+        if not (_is_forward_mode() or torch.compiler.is_exporting()):
             return operator(*arguments)
         out = plain(*arguments)
         return out if len(returns) == 1 else (out,)
