@@ -181,6 +181,9 @@ class TestBadInput:
             small().fit(texts, ["yes"] * 83)
         with pytest.raises(ValueError, match="none empty and no two alike"):
             small().fit(texts, ["", *moods[1:]])
+        for nothing in (None, float("nan"), pd.NA):
+            with pytest.raises(ValueError, match=r"y\[3\] is missing; leave out texts without a class"):
+                small().fit(texts, pd.Series([*moods[:3], nothing, *moods[4:]], dtype=object))
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             small().fit(texts, moods[1:])
         with pytest.raises(ValueError, match="requires y to be passed"):

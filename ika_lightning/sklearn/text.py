@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -166,6 +167,8 @@ class KernelAttentionTextClassifier(
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         texts, labels = _texts(X), column_or_1d(y, warn=True)
         check_consistent_length(texts, labels)
+        if (missing := np.flatnonzero(pd.isna(labels))).size:
+            raise ValueError(f"y[{missing[0]}] is missing; leave out texts without a class")
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         self._names = _names(self.classes_)
         seed = self._seed()
