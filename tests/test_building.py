@@ -150,6 +150,10 @@ NOT_BUILT = {
     "Spectrum": "abstract",
     "Task": "abstract",
     "CorpusScore": "a metric, which has no parameters",
+    "ContextRegressor": "what a network that is built already answers, for an export",
+    "NextTokens": "what a network that is built already answers, for an export",
+    "NodeProbabilities": "what a network that is built already answers, for an export",
+    "TextProbabilities": "what a network that is built already answers, for an export",
 }
 
 

@@ -269,7 +269,8 @@ def test_attention_over_rows(suffix: str) -> None:
     context, targets = torch.linspace(-1, 1, 69).view(23, 3).cos(), torch.linspace(-2, 2, 23)
     rows = [{"features": torch.linspace(-2, 2, 3 * count).view(count, 3)} for count in (11, 1, 2, 23, 101)]
     axes = {"features": {0: "rows"}}
-    program = Program(ContextRegressor(net, context, targets, mean=1e6, std=3.0), rows[0], axes, {}, {})
+    predict = ContextRegressor(net, context, targets, lambda outputs: (outputs, None), mean=1e6, std=3.0)
+    program = Program(predict, rows[0], axes, {}, {})
     check(program, suffix, *rows[1:])
 
 

@@ -130,7 +130,7 @@ def test_defaults_are_those_of_the_task_and_its_data() -> None:
     ours = KernelAttentionTextClassifier().get_params()
     assert ours["attention"] == "MIKAN"
     task = TextClassification().hparams
-    for name in ("width", "depth", "num_heads", "window", "pooling", "dropout", "embed_dropout"):
+    for name in ("width", "depth", "num_heads", "window", "pooling", "dropout", "embed_dropout", "label_smoothing"):
         assert ours[name] == task[name], name
     data = TextClassificationData("languages").hparams
     for name in ("batch_size", "unit", "vocab_size", "min_count", "lowercase", "max_length"):

@@ -64,6 +64,7 @@ class KernelAttentionTextClassifier(
         pooling: How a text becomes one vector: ``"mean"``, ``"max"``, ``"cls"`` or ``"attention"``.
         dropout: Probability with which an output of attention or network is dropped in training.
         embed_dropout: Probability with which a number of a word vector, or of the text's vector, is dropped.
+        label_smoothing: Share of the target's probability that all classes get alike.
         class_weight: Weights of classes in the training loss: ``"balanced"``, the rarer the heavier; a weight for each
             class; or None for equal ones.
         learning_rate: The highest learning rate.
@@ -89,9 +90,9 @@ class KernelAttentionTextClassifier(
         TypeError: If a text is no string.
 
     Example:
-        >>> texts, moods = ["what a gem", "so dull", "a gem of a film", "dull and long"] * 5, ["+", "-", "+", "-"] * 5
-        >>> model = KernelAttentionTextClassifier(width=16, num_heads=2, updates=5, random_state=0).fit(texts, moods)
-        >>> model.predict_proba(["a gem"]).shape
+        >>> texts = [f"{word} film, part {number}" for number in range(10) for word in ("a lovely", "a dull")]
+        >>> model = KernelAttentionTextClassifier(width=16, num_heads=2, updates=5, random_state=0)
+        >>> model.fit(texts, ["good", "bad"] * 10).predict_proba(["so dull"]).shape
         (1, 2)
     """
 
@@ -111,6 +112,7 @@ class KernelAttentionTextClassifier(
         pooling: Pooling = "attention",
         dropout: float = 0.2,
         embed_dropout: float = 0.5,
+        label_smoothing: float = 0.1,
         class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
         learning_rate: float = 0.002,
         weight_decay: float = 0.1,
@@ -135,6 +137,7 @@ class KernelAttentionTextClassifier(
         self.pooling = pooling
         self.dropout = dropout
         self.embed_dropout = embed_dropout
+        self.label_smoothing = label_smoothing
         self.class_weight = class_weight
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -251,6 +254,7 @@ class KernelAttentionTextClassifier(
             dropout=self.dropout,
             embed_dropout=self.embed_dropout,
             class_weights=self._class_weights(),
+            label_smoothing=self.label_smoothing,
             optimizer=partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay),
         )
 

@@ -89,7 +89,7 @@ class TextClassification(Task[TextClassificationData]):
     optional_sizes = ("embed_dim",)
     encoding = ("tokenizer", "classes")
     headline = "accuracy"
-    recipe = Recipe(updates=1500)
+    recipe = Recipe(updates=700)
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class TextClassification(Task[TextClassificationData]):
         vectors: str | None = None,
         freeze_vectors: bool = False,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: float = 0.1,
         kl_weight: float = 0.01,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.002, weight_decay=0.1),
         scheduler: LRSchedulerCallable | None = WarmupCosine,

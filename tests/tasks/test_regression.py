@@ -238,8 +238,8 @@ class TestLikelihood:
     def test_the_training_loss(self, distribution):
         model, rows = distribution
         batch = next(iter(rows.train_dataloader()))
-        mean, std = model._read(model.net(batch.features[30:], batch.features[:30], batch.target[30:]))
-        wanted = gaussian_nll(mean, std, batch.target[:30]).mean()
+        mean, std = gaussian(model.net(batch.features[30:], batch.features[:30], batch.target[30:]))
+        wanted = (std * gaussian_nll(mean, std, batch.target[:30])).mean()
         found = model.loss(batch)
         assert_close(found.mean, wanted)
         assert found.samples == 30
@@ -359,7 +359,11 @@ class TestEnsemble:
         target, losses = batch.target[:30], []
         for member in model.net.members:
             raw = member(batch.features[30:], batch.features[:30], batch.target[30:])
-            own = (raw - target).square() if raw.dim() == 1 else gaussian_nll(*gaussian(raw), target)
+            if raw.dim() == 1:
+                own = (raw - target).square()
+            else:
+                mean, std = gaussian(raw)
+                own = std * gaussian_nll(mean, std, target)
             losses.append(own.mean() + model.kl_weight * attention_kl(member))
         assert_close(loss, torch.stack(losses).mean())
         # the same weights do not answer the same, as dropout and frequencies are drawn anew for each
