@@ -9,7 +9,7 @@ them: scikit-learn's ``GaussianProcessRegressor`` with a lengthscale for each fe
 ``HistGradientBoostingRegressor``. Test rows choose nothing.
 
 Every fit is a line of ``benchmarks/results/regression_defaults.csv``, and is not done again. Seconds are those of
-processors. Fits of one table may run side by side.
+processors.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ika_lightning.attention import IKAN
 from ika_lightning.cli import main
+from ika_lightning.data import RegressionData
 from ika_lightning.sklearn import KernelAttentionRegressor
+from ika_lightning.tasks import Regression
 
 SMALL = {"width": 8, "depth": 1, "num_heads": 2, "dropout": 0.0, "random_state": 0}
 
@@ -57,6 +59,21 @@ def test_it_learns(rows) -> None:
     x, y = rows
     model = small(updates=200, width=16, learning_rate=0.01).fit(x[:121], y[:121])
     assert model.score(x[121:], y[121:]) > 0.95
+
+
+def test_defaults_are_those_of_the_task_and_its_data() -> None:
+    ours, task = KernelAttentionRegressor().get_params(), Regression().hparams
+    for name in ("width", "depth", "num_heads", "dropout", "ensemble", "likelihood", "interval"):
+        assert ours[name] == task[name], name
+    layer, named = KernelAttentionRegressor.layers[ours["attention"]], task["attention"]
+    assert named == {"class_path": f"ika_lightning.attention.{layer.func.__name__}", "init_args": layer.keywords}
+    data = RegressionData("airline_passengers").hparams
+    for name in ("batch_size", "max_context", "missing", "unseen"):
+        assert ours[name] == data[name], name
+    assert ours["validation_fraction"] == data["val_fraction"]
+    (group,) = Regression().optimizer([torch.zeros(1, requires_grad=True)]).param_groups
+    assert ours["learning_rate"] == group["lr"]
+    assert ours["updates"] == Regression.recipe.updates
 
 
 class TestSure:

@@ -138,6 +138,7 @@ def test_defaults_are_those_of_the_task_and_its_data() -> None:
     (group,) = TextClassification().optimizer([torch.zeros(1, requires_grad=True)]).param_groups
     assert (ours["learning_rate"], ours["weight_decay"]) == (group["lr"], group["weight_decay"])
     assert ours["updates"] == TextClassification.recipe.updates
+    assert ours["validation_fraction"] == data["val_fraction"]
 
 
 class TestBadInput:

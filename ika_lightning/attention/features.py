@@ -138,13 +138,13 @@ class Yaglom(Fourier):
         """Map queries or keys to features."""
         self._check_width(x)
         first, second = self.frequencies
-        if first.dim() == 4:
+        own = first.dim() == 4
+        if own:
             # fewer points than frequencies, most often, as each sequence has its own
             first, second = phase(x, first), phase(x, second)
-            phases = torch.cat([(first + second) / 2, (first - second) / 2], -1)
-        else:
-            phases = phase(x, torch.cat([(first + second) / 2, (first - second) / 2], -2))
-        return on_wave(phases, self.frequencies[0].size(-2) ** -0.5)
+        halves = torch.cat([(first + second) / 2, (first - second) / 2], -1 if own else -2)
+        phases = halves if own else phase(x, halves)
+        return on_modulated_circle(phases, self.frequencies[0].size(-2) ** -0.5)
 
     def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""
@@ -224,7 +224,7 @@ class _OnCircle(torch.autograd.Function):
         return torch.cat([-sin * tangent, cos * tangent], -1)
 
 
-def on_wave(phases: Tensor, radius: float) -> Tensor:
+def on_modulated_circle(phases: Tensor, radius: float) -> Tensor:
     r"""Return points on circles whose radius is itself a cosine, :math:`r \cos e \, [\cos c, \sin c]`.
 
     Cosines and sines of all phases are taken once, in two passes over memory that is in one piece, and kept: they are
@@ -238,14 +238,14 @@ def on_wave(phases: Tensor, radius: float) -> Tensor:
         phases (..., 2M); the result (..., 2M), cosines first.
 
     Example:
-        >>> on_wave(torch.zeros(2), radius=3.0)
+        >>> on_modulated_circle(torch.zeros(2), radius=3.0)
         tensor([3., 0.])
     """
-    points: Tensor = _OnWave.apply(phases, radius)[0]
+    points: Tensor = _OnModulatedCircle.apply(phases, radius)[0]
     return points
 
 
-class _OnWave(torch.autograd.Function):
+class _OnModulatedCircle(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod

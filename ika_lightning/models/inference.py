@@ -135,12 +135,6 @@ class ContextRegressor(nn.Module):
         self.mean, self.std = mean, std
         self.radius, self.widens = radius, widens
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """The names of what it answers."""
-        knows_std = self.widens or isinstance(self.net, Ensemble)
-        return ("prediction", *(["std"] if knows_std else []), *(["lower", "upper"] if self.radius is not None else []))
-
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the ``prediction`` (r,) for rows (r, num_features), in float64: a large mean must not cost digits.
 

@@ -10,6 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import partial
 from numbers import Integral
@@ -26,6 +27,7 @@ from sklearn.utils import check_random_state
 
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data.base import DataModule
+from ika_lightning.data.corpus import Corpus
 from ika_lightning.output import write_output
 from ika_lightning.tasks import Task
 from ika_lightning.tasks.base import MONITOR
@@ -33,6 +35,7 @@ from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
 
 Model = TypeVar("Model", bound=Task[Any])
+Kind = TypeVar("Kind", bound=Corpus[Any, Any, Any])
 Data = TypeVar("Data", bound=DataModule[Any, Any, Any, Any])
 
 
@@ -45,14 +48,12 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
     Attributes:
         task: The task.
         data_class: Its data module.
-        recipe: How long it trains, how often it measures, and how weights are averaged.
         layers: The attention layers that have a name here.
         checkpoint_: The trained model as the bytes of a checkpoint.
     """
 
     task: ClassVar[type[Task[Any]]]
     data_class: ClassVar[type[DataModule[Any, Any, Any, Any]]]
-    recipe: ClassVar[Recipe]
     layers: ClassVar[Mapping[str, Any]]
 
     attention: Any
@@ -118,7 +119,8 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
         self._model = self._load()
 
     def _run(self, model: Model, data: Data, folder: Path) -> bytes:
-        every = max(1, self.updates // self.recipe.measurements)
+        recipe = self.task.recipe or Recipe(self.updates)
+        every = max(1, self.updates // recipe.measurements)
         validates = self.validation_fraction > 0
         best = ModelCheckpoint(folder, "best", monitor=MONITOR)
         trainer = Trainer(
@@ -130,7 +132,7 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             check_val_every_n_epoch=None if validates else 1,
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
-            callbacks=[AveragedWeights(self.recipe.decay), _Named(data), *([best] if validates else [])],
+            callbacks=[AveragedWeights(recipe.decay), _Named(data), *([best] if validates else [])],
             enable_checkpointing=validates,
             logger=False,
             enable_progress_bar=bool(self.verbose),
@@ -158,6 +160,18 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             model = self.task.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         data = self.data_class.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         return cast("Model", model.eval()), cast("Data", data)
+
+
+def in_memory(kind: type[Kind], corpus: Corpus[Any, Any, Any], **data: Any) -> Kind:
+    """A corpus that holds its data itself, with the options of another.
+
+    Args:
+        kind: Its class, a dataclass that has fields for the data besides those of the other.
+        corpus: The other.
+        **data: What is in those fields.
+    """
+    assert is_dataclass(corpus)
+    return kind(**{each.name: getattr(corpus, each.name) for each in fields(corpus)}, **data)
 
 
 class _Named(Callback):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from types import MappingProxyType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,10 @@ from ika_lightning.data import RegressionData
 from ika_lightning.data.checks import check_choices
 from ika_lightning.data.rows import RowPredictions, TableCorpus
 from ika_lightning.data.table import as_text
-from ika_lightning.sklearn.base import KernelAttentionEstimator
+from ika_lightning.sklearn.base import KernelAttentionEstimator, in_memory
 from ika_lightning.tasks import Regression
 
 __all__ = ["KernelAttentionRegressor"]
-
-_RECIPE = Regression.recipe
-assert _RECIPE is not None
 
 # In the narrow heads of rows of a table, the paper's estimator learns more than one beside an exact part.
 _LAYERS: dict[str, Any] = {
@@ -42,10 +39,6 @@ class _Frame(TableCorpus):
     """A table in memory, as text."""
 
     table: pd.DataFrame
-
-    @classmethod
-    def of(cls, corpus: TableCorpus, table: pd.DataFrame) -> Self:
-        return cls(**{each.name: getattr(corpus, each.name) for each in fields(corpus)}, table=table)
 
     def read_table(self) -> pd.DataFrame:
         return self.table
@@ -104,7 +97,6 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
 
     task = Regression
     data_class = RegressionData
-    recipe = _RECIPE
     layers = MappingProxyType(_LAYERS)
 
     def __init__(
@@ -119,7 +111,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
         learning_rate: float = 0.006,
-        updates: int = _RECIPE.updates,
+        updates: int = 2000,
         max_time: float | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
@@ -278,7 +270,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             unseen=self.unseen,
             seed=seed,
         )
-        data.corpus = _Frame.of(cast("TableCorpus", data.corpus), table)
+        data.corpus = in_memory(_Frame, data.corpus, table=table)
         return data
 
     def _make_task(self, layer: Any) -> Regression:

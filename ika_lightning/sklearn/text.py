@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,10 @@ from ika_lightning.data.checks import check_choices
 from ika_lightning.data.labelled import Labelled
 from ika_lightning.data.texts import TextCorpus, in_order
 from ika_lightning.models.text import Pooling
-from ika_lightning.sklearn.base import KernelAttentionEstimator
+from ika_lightning.sklearn.base import KernelAttentionEstimator, in_memory
 from ika_lightning.tasks import TextClassification
 
 __all__ = ["KernelAttentionTextClassifier"]
-
-_RECIPE = TextClassification.recipe
-assert _RECIPE is not None
 
 _LAYERS: dict[str, Any] = {layer.__name__: layer for layer in (IKANDirect, IKAN, MIKAN, RBF, DotProduct)}
 
@@ -36,10 +33,6 @@ class _Texts(TextCorpus):
     """Labelled texts in memory."""
 
     rows: Labelled
-
-    @classmethod
-    def of(cls, corpus: TextCorpus, rows: Labelled) -> Self:
-        return cls(**{each.name: getattr(corpus, each.name) for each in fields(corpus)}, rows=rows)
 
     def read_labelled(self, path: str, classes: Collection[str] = ()) -> Labelled:
         return self.rows
@@ -98,7 +91,6 @@ class KernelAttentionTextClassifier(
 
     task = TextClassification
     data_class = TextClassificationData
-    recipe = _RECIPE
     layers = MappingProxyType(_LAYERS)
 
     def __init__(
@@ -116,7 +108,7 @@ class KernelAttentionTextClassifier(
         class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
         learning_rate: float = 0.002,
         weight_decay: float = 0.1,
-        updates: int = _RECIPE.updates,
+        updates: int = 700,
         max_time: float | None = None,
         batch_size: int = 64,
         unit: Literal["word", "subword"] = "word",
@@ -240,7 +232,7 @@ class KernelAttentionTextClassifier(
             batch_size=self.batch_size,
             seed=seed,
         )
-        data.corpus = _Texts.of(cast("TextCorpus", data.corpus), rows)
+        data.corpus = in_memory(_Texts, data.corpus, rows=rows)
         return data
 
     def _make_task(self, layer: Any) -> TextClassification:

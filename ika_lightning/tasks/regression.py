@@ -62,9 +62,10 @@ class Regression(Task[RegressionData]):
     and ``r2`` are in the target's own units. R2 needs two rows and is left out for one.
 
     With ``likelihood="gaussian"`` the answer for a row is a normal distribution: a mean and a standard deviation. The
-    loss is then the negative log-likelihood of the standardised target, in training and as ``val/loss`` and
-    ``test/loss``. ``nll`` is that of the target in its own unit, and ``crps`` the continuous ranked probability score,
-    in that unit.
+    loss is then the negative log-likelihood of the standardised target, as ``val/loss`` and ``test/loss``. In training
+    each row weighs what its standard deviation is, taken as a constant (`beta-NLL
+    <https://arxiv.org/abs/2203.09168>`_ with beta = 0.5), so that rows are not given up on as noise. ``nll`` is that of
+    the target in its own unit, and ``crps`` the continuous ranked probability score, in that unit.
 
     Each validation measures how far its rows are from their predictions, in standard deviations where there is a
     likelihood, and the checkpoint keeps these scores. By them, predictions come with an interval that holds the target
@@ -430,6 +431,7 @@ class Regression(Task[RegressionData]):
         width, target = self.hparams["num_features"], f"{data.target_name!r} of each row"
         ends = f"of an interval that holds the target with a probability of {self.interval}"
         meaning = {
+            "features": "the rows to predict for, encoded",
             "prediction": f"{target}, in the unit of the training table",
             "std": "its standard deviation",
             "lower": f"the lower end {ends}",
@@ -448,9 +450,8 @@ class Regression(Task[RegressionData]):
         return Program(
             predict,
             example={"features": torch.linspace(-1.0, 1.0, 11 * width).view(11, width)},
-            axes={"features": {0: "rows"}} | {name: {0: "rows"} for name in predict.answers},
-            meaning={"features": "the rows to predict for, encoded"}
-            | {name: meaning[name] for name in predict.answers},
+            axes={name: {0: "rows"} for name in meaning},
+            meaning=meaning,
             encoding=data.learned.describe(),
         )
 
