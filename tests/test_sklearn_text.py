@@ -185,6 +185,8 @@ class TestBadInput:
         for nothing in (None, float("nan"), pd.NA):
             with pytest.raises(ValueError, match=r"y\[3\] is missing; leave out texts without a class"):
                 small().fit(texts, pd.Series([*moods[:3], nothing, *moods[4:]], dtype=object))
+        with pytest.raises(ValueError, match="y must have classes of one type, got int and str; make them strings"):
+            small().fit(texts, pd.Series([1, *moods[1:]], dtype=object))
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             small().fit(texts, moods[1:])
         with pytest.raises(ValueError, match="requires y to be passed"):

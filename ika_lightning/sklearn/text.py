@@ -164,6 +164,8 @@ class KernelAttentionTextClassifier(
         check_consistent_length(texts, labels)
         if (missing := np.flatnonzero(pd.isna(labels))).size:
             raise ValueError(f"y[{missing[0]}] is missing; leave out texts without a class")
+        if len(kinds := {type(label).__name__ for label in labels.tolist()}) > 1:
+            raise ValueError(f"y must have classes of one type, got {' and '.join(sorted(kinds))}; make them strings")
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         self._names = _names(self.classes_)
         seed = self._seed()

@@ -325,6 +325,19 @@ class Regression(Task[RegressionData]):
         if self.trainer.world_size > 1:
             found = torch.cat(gather_all_tensors(found))
         self.calibration = found.sort().values.cpu()
+        self._say_why_no_interval()
+
+    def on_test_start(self) -> None:
+        """Say once if there are no intervals to measure."""
+        super().on_test_start()
+        self._say_why_no_interval()
+
+    def on_predict_start(self) -> None:
+        """Say once if predictions have no intervals."""
+        super().on_predict_start()
+        self._say_why_no_interval()
+
+    def _say_why_no_interval(self) -> None:
         if self.trainer.is_global_zero and not (self._said_why or math.isfinite(self.radius)):
             self._said_why = True
             log.warning("predictions have no interval: %s", self.why_no_interval)

@@ -526,6 +526,19 @@ class TestIntervals:
         ]
         assert len(model.calibration) == 15 and model.radius == math.inf
 
+    @pytest.mark.parametrize("stage", ["test", "predict"])
+    def test_who_asks_for_more_than_there_is_is_told(self, stage, sure, table, tmp_path, caplog):
+        _, rows, path = sure
+        model = Regression.load_from_checkpoint(path, weights_only=True, interval=0.99)
+        if stage == "predict":
+            rows = data(table, predict_path=table)
+        getattr(trainer(tmp_path), stage)(model, rows, ckpt_path=path, weights_only=True)
+        lines = [record.getMessage() for record in caplog.records if "interval" in record.getMessage()]
+        assert lines == [
+            f"predictions have no interval: {len(model.calibration)} validation rows are too few for interval=0.99, "
+            "which takes 99; give more, or a lower interval"
+        ]
+
     def test_answers_that_are_no_numbers_have_none(self, sure):
         model, _, _ = sure
         model.calibration = torch.full((31,), math.nan)
