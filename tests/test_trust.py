@@ -315,7 +315,7 @@ class TestWhatMayBeNamed:
     @pytest.mark.parametrize(
         "name",
         [
-            "ika_lightning.callbacks.AttentionMaps",
+            "ika_lightning.callbacks.Pictures",
             "ika_lightning.tasks.schedule.InverseSquareRoot",
             "lightning.pytorch.callbacks.LearningRateMonitor",
             "lightning.pytorch.cli.ReduceLROnPlateau",

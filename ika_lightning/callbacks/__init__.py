@@ -5,36 +5,29 @@ The callbacks find the attention layers of this package in any LightningModule; 
 
 from lightning.pytorch import Callback
 
-from ika_lightning.callbacks.attention import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
 from ika_lightning.callbacks.averaging import AveragedWeights
 from ika_lightning.callbacks.hyperparameters import Hyperparameters
 from ika_lightning.callbacks.last import LastCheckpoint
+from ika_lightning.callbacks.pictures import Pictures
 from ika_lightning.callbacks.predictions import PredictionWriter
-from ika_lightning.callbacks.results import TaskPictures
 from ika_lightning.callbacks.signals import TrainingSignals
 
 __all__ = [
-    "AttentionMaps",
     "AveragedWeights",
     "Hyperparameters",
     "LastCheckpoint",
-    "LearnedSimilarity",
-    "MagnitudeAndSparsity",
+    "Pictures",
     "PredictionWriter",
-    "SpectralDensity",
-    "TaskPictures",
     "TrainingSignals",
     "watching",
 ]
-
-_PICTURES = (TaskPictures, AttentionMaps, LearnedSimilarity, SpectralDensity, MagnitudeAndSparsity)
 
 
 def watching(pictures: float = 0.02) -> list[Callback]:
     """Return the callbacks that the command line adds to a training: figures of it, and pictures.
 
     Args:
-        pictures: Most of the training time that pictures may take; 0 draws none.
+        pictures: Most of the training time that pictures may take before its end; 0 draws none.
 
     Raises:
         ValueError: If pictures is not from 0 to 1.
@@ -45,5 +38,4 @@ def watching(pictures: float = 0.02) -> list[Callback]:
     """
     if not 0.0 <= pictures <= 1.0:
         raise ValueError(f"pictures must be from 0 to 1, a share of the training time, got {pictures}")
-    drawing = [picture(pictures / len(_PICTURES)) for picture in _PICTURES] if pictures else []
-    return [TrainingSignals(), Hyperparameters(), *drawing]
+    return [TrainingSignals(), Hyperparameters(), *([Pictures(pictures)] if pictures else [])]

@@ -223,7 +223,7 @@ class Command(LightningCLI):
             parser.set_defaults({f"early_stopping.{key}": value for key, value in EARLY_STOPPING.items()})
             parser.add_argument(
                 "--pictures", type=float, default=0.02,
-                help="Most of the training time that pictures in TensorBoard may take; 0 draws none.",
+                help="Most of the training time that pictures in TensorBoard may take before its end; 0 draws none.",
             )  # fmt: skip
 
     @override

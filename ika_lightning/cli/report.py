@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from typing_extensions import override
 
-from ika_lightning.callbacks import AttentionMaps, LearnedSimilarity, MagnitudeAndSparsity, SpectralDensity
-from ika_lightning.callbacks.pictures import names_of
+from ika_lightning.callbacks.pictures import Examples
 from ika_lightning.cli.checkpoint import read_checkpoint, restore
 from ika_lightning.output import follow, open_output
-from ika_lightning.pictures import Recorder, Recording, record_spectra
+from ika_lightning.pictures import Recorder, Recording, draw, record_spectra
 from ika_lightning.pictures.canvas import to_pixels, to_png
 from ika_lightning.protocols import DrawsResults, RunsExample, Tables, TellsTables
 
@@ -68,8 +66,8 @@ class ReportingTrainer(Trainer):
         folder = check_folder(output)
         assert ckpt_path is not None
         checkpoint = read_checkpoint(Path(ckpt_path))
-        watch = _Examples()
-        self.callbacks.append(watch)  # type: ignore[attr-defined]
+        examples = Examples()
+        self.callbacks.append(examples)  # type: ignore[attr-defined]
         notes = []
         if getattr(datamodule, "predict_path", None) is not None:
             self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
@@ -79,58 +77,12 @@ class ReportingTrainer(Trainer):
             except (OSError, ValueError) as error:
                 notes.append(f"Without examples, as the validation data could not be had: {error}")
                 restore(model, checkpoint)
-                watch.look(model)
-        recordings = record_spectra(model.eval()) | watch.recordings
-        figures = _figures(model, recordings, watch.batch, int(checkpoint["global_step"]), with_results=not notes)
+                examples.recordings = _own_examples(model)
+        figures = _figures(model.eval(), examples, int(checkpoint["global_step"]), with_results=not notes)
         facts = _facts(model, checkpoint, ckpt_path, {k: float(v) for k, v in self.callback_metrics.items()})
         tables: Tables = {"Run": (("", ""), facts), **(model.tables() if isinstance(model, TellsTables) else {})}
         _write(folder, f"{type(model).__name__} after {checkpoint['global_step']:,} steps", notes, tables, figures)
         print(f"{len(figures)} pictures: {folder / PAGE}")
-
-
-class _Examples(Callback):
-    """Looks on while a model validates or predicts: at the batch in the middle."""
-
-    def __init__(self) -> None:
-        self.recordings: dict[str, Recording] = {}
-        self.batch: Any = None
-        self._recorder: Recorder | None = None
-
-    def look(self, model: LightningModule) -> None:
-        """Look at a model that has examples of its own."""
-        if isinstance(model, RunsExample):
-            with torch.no_grad(), Recorder(model) as recorder:
-                model.run_example()
-            self.recordings = recorder.recordings
-
-    def _start(self, model: LightningModule, batch: Any, number: int, count: float) -> None:
-        if number == int(count) // 2:
-            self.batch, self._recorder = batch, Recorder(model).__enter__()
-
-    def _stop(self) -> None:
-        if self._recorder is not None:
-            self._recorder.__exit__()
-            self.recordings, self._recorder = self._recorder.recordings, None
-
-    @override
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start(pl_module, batch, batch_idx, trainer.num_val_batches[0])
-
-    @override
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._start(pl_module, batch, batch_idx, trainer.num_predict_batches[0])
-
-    @override
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._stop()
-
-    @override
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        self._stop()
 
 
 def check_folder(output: str | Path) -> Path:
@@ -160,17 +112,22 @@ def check_folder(output: str | Path) -> Path:
     return folder
 
 
-def _figures(
-    model: LightningModule, recordings: Mapping[str, Recording], batch: Any, step: int, with_results: bool
-) -> dict[str, bytes]:
+def _own_examples(model: LightningModule) -> dict[str, Recording]:
+    """What layers do with the examples that a model has itself; nothing if it has none."""
+    if not isinstance(model, RunsExample):
+        return {}
+    with torch.no_grad(), Recorder(model) as recorder:
+        model.run_example()
+    return recorder.recordings
+
+
+def _figures(model: LightningModule, examples: Examples, step: int, with_results: bool) -> dict[str, bytes]:
     """Draw all there is; PNGs by name."""
     drawing: dict[str, Any] = dict(model.pictures() if with_results and isinstance(model, DrawsResults) else {})
-    for callback in (AttentionMaps(), LearnedSimilarity(), SpectralDensity(), MagnitudeAndSparsity()):
-        for recording in recordings.values():
-            names = None if batch is None else names_of(model, batch, recording.name)
-            drawing.update(callback.pictures_of(recording, names, step))
+    for name, recording in (record_spectra(model) | examples.recordings).items():
+        drawing.update(draw(recording, examples.names(model, name), step))
     with torch.no_grad():
-        return {tag: to_png(to_pixels(draw())) for tag, draw in drawing.items()}
+        return {tag: to_png(to_pixels(draw_it())) for tag, draw_it in drawing.items()}
 
 
 def _facts(

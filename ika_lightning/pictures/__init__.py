@@ -10,9 +10,11 @@ that, pure functions compute the numbers behind each picture, and others draw th
 :mod:`~ika_lightning.pictures.results`       predictions beside the truth
 ===========================================  ===================================================================
 
+:func:`~ika_lightning.pictures.layers.draw` returns all that can be drawn of a layer, for trainings and reports alike.
 Nothing here knows of Lightning: :mod:`ika_lightning.callbacks` says when to draw and where pictures go.
 """
 
+from ika_lightning.pictures.layers import draw
 from ika_lightning.pictures.record import Recorder, Recording, record_spectra
 
-__all__ = ["Recorder", "Recording", "record_spectra"]
+__all__ = ["Recorder", "Recording", "draw", "record_spectra"]

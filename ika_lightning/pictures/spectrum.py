@@ -102,6 +102,41 @@ def density(drawn: Frequencies, at: Tensor) -> Tensor:
     return share.unsqueeze(1) * sampled + (1.0 - share).unsqueeze(1) * atom
 
 
+class History:
+    """The frequencies of layers at up to six moments of a training, evenly apart.
+
+    So one picture at the end of a training shows where its spectra came from.
+
+    Example:
+        >>> from ika_lightning.attention import IKANDirect
+        >>> from ika_lightning.pictures import record_spectra
+        >>> history, layer = History(), IKANDirect(8, 2)
+        >>> for step in range(0, 90, 10):
+        ...     history.keep(record_spectra(layer)[""], step)
+        >>> [step for step, _ in history.before("", 80)]
+        [0, 20, 40, 60]
+    """
+
+    _MOST = 6
+
+    def __init__(self) -> None:
+        self._moments: dict[str, list[tuple[int, Frequencies]]] = {}
+
+    def keep(self, recording: Recording, step: int) -> None:
+        """Keep the frequencies of a layer, unless it is too early after the last time."""
+        moments = self._moments.setdefault(recording.name, [])
+        if len(moments) > 1 and step - moments[-1][0] < moments[1][0] - moments[0][0]:
+            return
+        moments.append((step, frequencies(recording)))
+        # the first stays, and the others are twice as far apart
+        if len(moments) == self._MOST:
+            del moments[1::2]
+
+    def before(self, name: str, step: int) -> list[tuple[int, Frequencies]]:
+        """Return the steps before one, and the frequencies of a layer then."""
+        return [moment for moment in self._moments.get(name, ()) if moment[0] < step]
+
+
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
 _POINTS = 121
