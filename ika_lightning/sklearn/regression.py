@@ -219,7 +219,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         found = self._predict(X)
         if found.lower is None or found.upper is None:
             model, data = self._fitted()
-            why = model.why_no_interval
+            why = model.intervals.why_none
             if not data.hparams["val_fraction"]:
                 why = "validation_fraction=0 kept no rows to measure them by; fit with validation_fraction=0.1"
             raise ValueError(f"this {type(self).__name__} has no intervals: {why}")

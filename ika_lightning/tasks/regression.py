@@ -15,7 +15,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection, R2Score
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ika_lightning.data import RegressionData
 from ika_lightning.data.checks import check_choices, check_least
@@ -27,19 +26,12 @@ from ika_lightning.models.inference import ContextRegressor
 from ika_lightning.pictures.results import draw_calibration, draw_fit
 from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
+from ika_lightning.tasks.intervals import Intervals
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start
-from ika_lightning.tasks.uncertainty import (
-    Answer,
-    believe,
-    conformal_radius,
-    gaussian_crps,
-    gaussian_nll,
-    rows_needed,
-    scores,
-)
+from ika_lightning.tasks.uncertainty import Answer, believe, gaussian_crps, gaussian_nll, scores
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +101,8 @@ class Regression(Task[RegressionData]):
         target_std: Standard deviation of the target over the training rows.
 
     Attributes:
-        calibration: Scores of the rows of the last validation, ascending, on the standardised scale or in standard
-            deviations; None if the weights were not validated.
+        intervals: What intervals are made by: scores of the rows of the last validation, on the standardised scale, or
+            in standard deviations where there is a likelihood.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -163,16 +155,12 @@ class Regression(Task[RegressionData]):
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
         check_least(ensemble=(ensemble, 1))
         check_choices(likelihood=(likelihood, ("gaussian",)))
-        if not 0.0 < interval < 1.0:
-            raise ValueError(f"interval must be between 0 and 1, such as 0.9, got {interval}")
-        self.query_fraction, self.interval = query_fraction, interval
+        self.query_fraction, self.intervals = query_fraction, Intervals(interval)
         self.save_hyperparameters(ignore=UNSAVED)
         self.save_arguments("attention")
         self.attention = find_layer(attention)
-        self.calibration: Tensor | None = None
         self._said_why = False
-        # of the last validation: scores; and rows, answers, truth
-        self._scores: list[Tensor] = []
+        # of the last validation: rows, answers, truth
         self._answers: list[tuple[Tensor, Answer, Tensor]] = []
 
     def read_sizes(self, data: RegressionData) -> dict[str, Any] | None:
@@ -217,7 +205,7 @@ class Regression(Task[RegressionData]):
         self.context = torch.empty(context.shape, device=self.device).copy_(context)
         if self.hparams["context_targets"]:
             self.context_target = torch.empty(target.shape, device=self.device).copy_(target)
-        self.calibration = None
+        self.intervals.scores = None
 
     def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:
         """Keep all weights, for a table of the same columns."""
@@ -289,7 +277,7 @@ class Regression(Task[RegressionData]):
         target = batch.target
         # the share of one process may have none
         if not len(target):
-            self._scores.append(target)
+            self.intervals.add(target)
             return
         answer = self.answer(batch.features)
         mean, scale = answer.mean, self._scale(answer)
@@ -302,9 +290,9 @@ class Regression(Task[RegressionData]):
             metrics["loss"].update(mean, target)
         found = scores(mean, scale, target)
         if stage == "val":
-            self._scores.append(found)
+            self.intervals.add(found)
             self._answers.append((batch.row, answer, target))
-        elif math.isfinite(radius := self.radius):
+        elif math.isfinite(radius := self.intervals.radius):
             metrics["coverage"].update((found <= radius).to(found.dtype))
             metrics["width"].update(2.0 * radius * scale)
 
@@ -314,18 +302,15 @@ class Regression(Task[RegressionData]):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was answered in the validation before."""
-        self._scores, self._answers = [], []
+        self._answers = []
+        self.intervals.begin()
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured, and keep the scores for intervals."""
         super().on_validation_epoch_end()
-        if self.trainer.sanity_checking:
-            return
-        found = torch.cat(self._scores)
-        if self.trainer.world_size > 1:
-            found = torch.cat(gather_all_tensors(found))
-        self.calibration = found.sort().values.cpu()
-        self._say_why_no_interval()
+        if not self.trainer.sanity_checking:
+            self.intervals.end(self.trainer.world_size)
+            self._say_why_no_interval()
 
     def on_test_start(self) -> None:
         """Say once if there are no intervals to measure."""
@@ -338,49 +323,25 @@ class Regression(Task[RegressionData]):
         self._say_why_no_interval()
 
     def _say_why_no_interval(self) -> None:
-        if self.trainer.is_global_zero and not (self._said_why or math.isfinite(self.radius)):
+        if self.trainer.is_global_zero and not (self._said_why or math.isfinite(self.intervals.radius)):
             self._said_why = True
-            log.warning("predictions have no interval: %s", self.why_no_interval)
+            log.warning("predictions have no interval: %s", self.intervals.why_none)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradient that of the mean over the samples of the update; scores are of the weights before it."""
         super().on_before_optimizer_step(optimizer)
-        self.calibration = None
+        self.intervals.scores = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the scores of the last validation."""
         super().on_save_checkpoint(checkpoint)
-        if self.calibration is not None:
-            checkpoint["calibration"] = self.calibration
+        if self.intervals.scores is not None:
+            checkpoint["calibration"] = self.intervals.scores
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scores of the checkpoint's validation, which earlier versions did not keep."""
         super().on_load_checkpoint(checkpoint)
-        self.calibration = checkpoint.get("calibration")
-
-    @property
-    def radius(self) -> float:
-        """How far intervals go to each side, on the standardised scale or in standard deviations; infinite if unknown.
-
-        The first without a likelihood, the second with one.
-        """
-        if self.calibration is None:
-            return math.inf
-        radius = conformal_radius(self.calibration, self.interval)
-        # a network that has diverged has scores that are no numbers
-        return math.inf if math.isnan(radius) else radius
-
-    @property
-    def why_no_interval(self) -> str:
-        """Why the radius is infinite, where it is, and how to go on."""
-        if self.calibration is None:
-            return "the weights were not validated; train with validation rows, or validate them"
-        if len(self.calibration) < (needed := rows_needed(self.interval)):
-            return (
-                f"{len(self.calibration)} validation rows are too few for interval={self.interval}, which takes "
-                f"{needed}; give more, or a lower interval"
-            )
-        return "the model answers validation rows with what is no number; train with a lower learning rate"
+        self.intervals.scores = checkpoint.get("calibration")
 
     def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Return the errors in the target's own unit, R2 if there are two rows, and intervals if there are any."""
@@ -412,7 +373,7 @@ class Regression(Task[RegressionData]):
             predictions: What :meth:`predict_step` has returned, of one batch or several.
         """
         mean, std = (predictions, None) if predictions.dim() == 1 else predictions.unbind(-1)
-        if math.isinf(radius := self.radius):
+        if math.isinf(radius := self.intervals.radius):
             return RowPredictions(mean, std)
         half = radius * (std if self.has_likelihood and std is not None else self.hparams["target_std"])
         return RowPredictions(mean, std, mean - half, mean + half)
@@ -442,7 +403,7 @@ class Regression(Task[RegressionData]):
         The context is a part of it.
         """
         width, target = self.hparams["num_features"], f"{data.target_name!r} of each row"
-        ends = f"of an interval that holds the target with a probability of {self.interval}"
+        ends = f"of an interval that holds the target with a probability of {self.intervals.level}"
         meaning = {
             "features": "the rows to predict for, encoded",
             "prediction": f"{target}, in the unit of the training table",
@@ -457,7 +418,7 @@ class Regression(Task[RegressionData]):
             partial(believe, likelihood=self.has_likelihood, mixes=self.hparams["ensemble"] > 1),
             mean=self.hparams["target_mean"],
             std=self.hparams["target_std"],
-            radius=None if math.isinf(self.radius) else self.radius,
+            radius=None if math.isinf(self.intervals.radius) else self.intervals.radius,
             widens=self.has_likelihood,
         )
         return Program(

@@ -383,7 +383,7 @@ class TestEnsemble:
         assert measured["test/rmse"] == pytest.approx(rows.target_std * error.square().mean().sqrt().item(), rel=1e-5)
         assert "test/crps" in measured or not model.has_likelihood
         (held_out,) = rows.val_dataloader()
-        assert_close(model.calibration, scores_of(model, held_out))
+        assert_close(model.intervals.scores, scores_of(model, held_out))
 
     def test_a_checkpoint_brings_all_of_them(self, three, tmp_path):
         model, rows = three
@@ -420,17 +420,25 @@ class TestIntervals:
     def test_scores_are_those_of_the_validated_rows(self, sure):
         model, rows, _ = sure
         (batch,) = rows.val_dataloader()
-        assert_close(model.calibration, scores_of(model, batch))
+        assert_close(model.intervals.scores, scores_of(model, batch))
         # ceil(16 * 0.8) of 15
-        assert model.radius == model.calibration[12].item() == conformal_radius(model.calibration, 0.8)
+        assert (
+            model.intervals.radius == model.intervals.scores[12].item() == conformal_radius(model.intervals.scores, 0.8)
+        )
 
     def test_the_checkpoint_keeps_them(self, sure):
         model, _, path = sure
-        assert torch.equal(torch.load(path, weights_only=True)["calibration"], model.calibration)
+        assert torch.equal(torch.load(path, weights_only=True)["calibration"], model.intervals.scores)
         loaded = Regression.load_from_checkpoint(path, weights_only=True)
-        assert torch.equal(loaded.calibration, model.calibration) and loaded.radius == model.radius
+        assert (
+            torch.equal(loaded.intervals.scores, model.intervals.scores)
+            and loaded.intervals.radius == model.intervals.radius
+        )
         # of which another interval can be made
-        assert Regression.load_from_checkpoint(path, interval=0.5, weights_only=True).radius == model.calibration[7]
+        assert (
+            Regression.load_from_checkpoint(path, interval=0.5, weights_only=True).intervals.radius
+            == model.intervals.scores[7]
+        )
 
     def test_coverage_and_width_are_measured_on_test_rows(self, sure, tmp_path):
         model, rows, path = sure
@@ -465,7 +473,7 @@ class TestIntervals:
         model, rows, _ = sure
         fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
         fit.fit(model.train(), rows)
-        assert model.calibration is None and model.radius == math.inf
+        assert model.intervals.scores is None and model.intervals.radius == math.inf
         fit.save_checkpoint(tmp_path / "later.ckpt")
         assert "calibration" not in torch.load(tmp_path / "later.ckpt", weights_only=True)
         assert "test/coverage" not in fit.test(model, rows, verbose=False)[0]
@@ -473,12 +481,12 @@ class TestIntervals:
     def test_nor_of_the_same_weights_with_another_context(self, sure, table, tmp_path):
         model, _, _ = sure
         trainer(tmp_path, max_steps=0, limit_val_batches=0).fit(model.train(), data(table, seed=1))
-        assert model.calibration is None
+        assert model.intervals.scores is None
 
     def test_a_few_batches_for_a_check_are_no_validation(self, table, tmp_path):
         model = Regression(RBF, **SMALL)
         trainer(tmp_path, max_steps=0, num_sanity_val_steps=2).fit(model, data(table))
-        assert model.calibration is None
+        assert model.intervals.scores is None
 
     @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with")
     def test_averaged_weights_have_their_own(self, table, tmp_path):
@@ -498,9 +506,9 @@ class TestIntervals:
         assert len(saved) == 3
         for path in saved:
             loaded = Regression.load_from_checkpoint(path, weights_only=True).eval()
-            assert_close(loaded.calibration, scores_of(loaded, batch))
+            assert_close(loaded.intervals.scores, scores_of(loaded, batch))
         # the last update was validated, and the model has the averaged weights at the end
-        assert_close(model.calibration, scores_of(model.eval(), batch))
+        assert_close(model.intervals.scores, scores_of(model.eval(), batch))
 
     def test_a_checkpoint_of_an_earlier_version_has_none(self, sure, tmp_path):
         model, rows, path = sure
@@ -524,7 +532,7 @@ class TestIntervals:
             "predictions have no interval: 15 validation rows are too few for interval=0.95, which takes 19; give "
             "more, or a lower interval"
         ]
-        assert len(model.calibration) == 15 and model.radius == math.inf
+        assert len(model.intervals.scores) == 15 and model.intervals.radius == math.inf
 
     @pytest.mark.parametrize("stage", ["test", "predict"])
     def test_who_asks_for_more_than_there_is_is_told(self, stage, sure, table, tmp_path, caplog):
@@ -534,15 +542,16 @@ class TestIntervals:
             rows = data(table, predict_path=table)
         getattr(trainer(tmp_path), stage)(model, rows, ckpt_path=path, weights_only=True)
         lines = [record.getMessage() for record in caplog.records if "interval" in record.getMessage()]
+        rows = len(model.intervals.scores)
         assert lines == [
-            f"predictions have no interval: {len(model.calibration)} validation rows are too few for interval=0.99, "
-            "which takes 99; give more, or a lower interval"
+            f"predictions have no interval: {rows} validation rows are too few for interval=0.99, which takes 99; give "
+            "more, or a lower interval"
         ]
 
     def test_answers_that_are_no_numbers_have_none(self, sure):
         model, _, _ = sure
-        model.calibration = torch.full((31,), math.nan)
-        assert model.radius == math.inf and "no number" in model.why_no_interval
+        model.intervals.scores = torch.full((31,), math.nan)
+        assert model.intervals.radius == math.inf and "no number" in model.intervals.why_none
 
     def test_they_are_in_the_pictures(self, sure, tmp_path):
         model, rows, path = sure
@@ -554,7 +563,7 @@ class TestIntervals:
             return [artist.get_label() for artist in model.pictures()["results/fit"]().axes[0].collections]
 
         assert "interval" in labels()
-        model.calibration = None
+        model.intervals.scores = None
         assert "interval" not in labels()
 
     @pytest.mark.parametrize("name", ["out.csv", "out.tsv.gz", "out.jsonl"])
