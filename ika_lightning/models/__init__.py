@@ -4,6 +4,7 @@ from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
 from ika_lightning.models.ensemble import Ensemble
 from ika_lightning.models.graph import ConvFactory, GraphNetwork
+from ika_lightning.models.numbers import PeriodicEmbedding
 from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
 
@@ -17,6 +18,7 @@ __all__ = [
     "EncoderLayer",
     "Ensemble",
     "GraphNetwork",
+    "PeriodicEmbedding",
     "RowTransformer",
     "TextClassifier",
 ]

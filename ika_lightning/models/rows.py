@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from ika_lightning.models.base import Network
 from ika_lightning.models.encoder import AttentionFactory, Encoder
+from ika_lightning.models.numbers import PeriodicEmbedding
+
+#: How the features of a row become a vector.
+NumberEmbedding = Literal["linear", "periodic"]
 
 
 class RowTransformer(Network):
     r"""Map each row of a table to a number or several, looking at a context of other rows.
 
     .. math::
-        h_i = W x_i + V [y_i, 1] \text{ for a row of the context}, \qquad
-        h_i = W x_i + V [0, 0] \text{ for one that asks}
+        h_i = e(x_i) + V [y_i, 1] \text{ for a row of the context}, \qquad
+        h_i = e(x_i) + V [0, 0] \text{ for one that asks}
 
-    goes through an :class:`Encoder` in which every row, of the context or not, attends to context rows only. So the
-    answer for a row never depends on what else is asked with it. With the targets y of the context, attention over rows
-    is kernel regression (Nadaraya 1964, Watson 1964): what a row is told is what became of rows like it, as in
-    Non-Parametric Transformers (Kossen et al. 2021) and TabR (Gorishniy et al. 2024). Without them, V is absent.
+    goes through an :class:`Encoder` in which every row, of the context or not, attends to context rows only; e is a
+    linear map or a :class:`PeriodicEmbedding`. So the answer for a row never depends on what else is asked with it.
+    With the targets y of the context, attention over rows is kernel regression (Nadaraya 1964, Watson 1964): what a row
+    is told is what became of rows like it, as in Non-Parametric Transformers (Kossen et al. 2021) and TabR (Gorishniy
+    et al. 2024). Without them, V is absent.
 
     Args:
         num_features: Number of features of a row.
@@ -31,6 +38,11 @@ class RowTransformer(Network):
         dropout: Probability with which an output of attention or network is dropped in training.
         targets: Whether rows of the context bring their targets.
         outputs: How many numbers a row is mapped to.
+        embedding: What e is: ``"linear"`` or ``"periodic"``.
+        frequency_scale: Standard deviation of the frequencies of a periodic one at its start, in periods per unit.
+
+    Raises:
+        ValueError: If embedding is unknown, or frequency_scale not positive.
 
     Example:
         >>> from ika_lightning.attention import IKANDirect
@@ -54,9 +66,17 @@ class RowTransformer(Network):
         dropout: float = 0.0,
         targets: bool = False,
         outputs: int = 1,
+        embedding: NumberEmbedding = "linear",
+        frequency_scale: float = 0.3,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(num_features, width)
+        if embedding not in get_args(NumberEmbedding):
+            raise ValueError(f"embedding must be 'linear' or 'periodic', got {embedding!r}")
+        self.embed = (
+            nn.Linear(num_features, width)
+            if embedding == "linear"
+            else PeriodicEmbedding(num_features, width, frequency_scale)
+        )
         # of a target, and of whether there is one
         self.target = nn.Linear(2, width) if targets else None
         self.encoder = Encoder(width, depth, num_heads, attention, ffn_width, dropout)

@@ -64,6 +64,8 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         depth: Number of layers.
         num_heads: Number of attention heads; it must divide the width.
         dropout: Probability with which an output of attention or network is dropped in training.
+        embedding: How the features of a row become a vector: ``"linear"``, or ``"periodic"``, by learned waves of each.
+        frequency_scale: How fast these waves are at the start, in periods per standard deviation of a feature.
         ensemble: How many networks are trained and asked together; fit takes that many times as long.
         likelihood: ``"gaussian"`` learns a standard deviation beside the mean; None by squared error the mean alone.
         interval: The probability with which :meth:`predict_interval` holds a target, in (0, 1).
@@ -107,6 +109,8 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         depth: int = 2,
         num_heads: int = 8,
         dropout: float = 0.1,
+        embedding: Literal["linear", "periodic"] = "periodic",
+        frequency_scale: float = 0.3,
         ensemble: int = 1,
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
@@ -127,6 +131,8 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         self.depth = depth
         self.num_heads = num_heads
         self.dropout = dropout
+        self.embedding = embedding
+        self.frequency_scale = frequency_scale
         self.ensemble = ensemble
         self.likelihood = likelihood
         self.interval = interval
@@ -280,6 +286,8 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             depth=self.depth,
             num_heads=self.num_heads,
             dropout=self.dropout,
+            embedding=self.embedding,
+            frequency_scale=self.frequency_scale,
             ensemble=int(self.ensemble),
             likelihood=self.likelihood,
             interval=float(self.interval),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from ika_lightning.data.messages import quoted
 from ika_lightning.data.rows import RowPredictions
 from ika_lightning.models import AttentionFactory, Ensemble, RowTransformer
 from ika_lightning.models.inference import ContextRegressor
+from ika_lightning.models.rows import NumberEmbedding
 from ika_lightning.pictures.results import draw_calibration, draw_fit
 from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
@@ -86,6 +87,10 @@ class Regression(Task[RegressionData]):
         query_fraction: Share of the rows of a training batch that ask; the others are their context.
         context_targets: Whether rows of the context bring their targets. Without, attention finds similar rows, but not
             what became of them.
+        embedding: How the features of a row become a vector: ``"linear"``, or ``"periodic"`` with learned waves of each
+            of them; see :class:`~ika_lightning.models.PeriodicEmbedding`.
+        frequency_scale: Standard deviation of the frequencies of these waves at the start, in periods per standard
+            deviation of a feature: the larger, the steeper the target may be in each.
         kl_weight: Weight of the attention's regulariser.
         ensemble: How many networks are trained together and asked together; training takes that many times as long.
         likelihood: ``"gaussian"`` answers with a mean and a standard deviation; None with a number, by squared error.
@@ -122,7 +127,7 @@ class Regression(Task[RegressionData]):
     data_class = RegressionData
     sizes = ("num_features", "num_context", "target_mean", "target_std")
     fixed = ("num_features",)
-    earlier = MappingProxyType({"context_targets": False})
+    earlier = MappingProxyType({"context_targets": False, "embedding": "linear"})
     encoding = ("target", "target_mean", "target_std", "columns")
     headline = "rmse"
     recipe = Recipe(updates=2000)
@@ -137,6 +142,8 @@ class Regression(Task[RegressionData]):
         dropout: float = 0.1,
         query_fraction: float = 0.5,
         context_targets: bool = True,
+        embedding: NumberEmbedding = "periodic",
+        frequency_scale: float = 0.3,
         kl_weight: float = 0.01,
         ensemble: int = 1,
         likelihood: Literal["gaussian"] | None = None,
@@ -154,7 +161,9 @@ class Regression(Task[RegressionData]):
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
         check_least(ensemble=(ensemble, 1))
-        check_choices(likelihood=(likelihood, ("gaussian",)))
+        check_choices(likelihood=(likelihood, ("gaussian",)), embedding=(embedding, get_args(NumberEmbedding)))
+        if not 0.0 < frequency_scale < math.inf:
+            raise ValueError(f"frequency_scale must be positive and finite, got {frequency_scale}")
         self.query_fraction, self.intervals = query_fraction, Intervals(interval)
         self.save_hyperparameters(ignore=UNSAVED)
         self.save_arguments("attention")
@@ -195,6 +204,8 @@ class Regression(Task[RegressionData]):
             ffn_width=sizes["ffn_width"],
             dropout=sizes["dropout"],
             targets=sizes["context_targets"],
+            embedding=sizes["embedding"],
+            frequency_scale=sizes["frequency_scale"],
             outputs=2 if self.has_likelihood else 1,
         )
         return make() if sizes["ensemble"] == 1 else Ensemble(make, sizes["ensemble"])

@@ -173,24 +173,43 @@ class TestTargetsInTheContext:
         assert len(set(places)) == 17
         assert_close(rows.context_target, whole.target[places], rtol=0, atol=0)
 
-    def test_a_checkpoint_of_an_earlier_version_has_none(self, table, tmp_path):
-        model, rows, path = Regression(RBF, **SMALL, context_targets=False), data(table), tmp_path / "earlier.ckpt"
-        fit = trainer(tmp_path, max_epochs=1)
-        fit.fit(model, rows)
-        fit.save_checkpoint(path)
-        saved = torch.load(path, weights_only=True)
-        assert "context_target" not in saved["state_dict"]
-        del saved["hyper_parameters"]["context_targets"]
-        torch.save(saved, path)
-        (batch,) = rows.test_dataloader()
-        loaded = Regression.load_from_checkpoint(path, weights_only=True)
-        assert_close(loaded.eval()(batch.features), model.eval()(batch.features), rtol=0, atol=0)
-        # the command line gives options of today
-        today = Regression(RBF, **SMALL)
-        trainer(tmp_path).test(today, rows, ckpt_path=path, weights_only=True, verbose=False)
-        assert_close(today.eval()(batch.features), model(batch.features), rtol=0, atol=0)
-        with pytest.raises(ValueError, match=r"another network, with context_targets=False \(here True\)"):
-            trainer(tmp_path, max_epochs=1).fit(Regression(RBF, **SMALL, init_from=str(path)), data(table))
+
+@pytest.mark.parametrize(("option", "earlier"), [("context_targets", False), ("embedding", "linear")])
+def test_a_checkpoint_of_an_earlier_version(option, earlier, table, tmp_path) -> None:
+    model, rows, path = Regression(RBF, **SMALL, **{option: earlier}), data(table), tmp_path / "earlier.ckpt"
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, rows)
+    fit.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    del saved["hyper_parameters"][option]
+    torch.save(saved, path)
+    (batch,) = rows.test_dataloader()
+    loaded = Regression.load_from_checkpoint(path, weights_only=True)
+    assert_close(loaded.eval()(batch.features), model.eval()(batch.features), rtol=0, atol=0)
+    # the command line gives options of today
+    today = Regression(RBF, **SMALL)
+    trainer(tmp_path).test(today, rows, ckpt_path=path, weights_only=True, verbose=False)
+    assert_close(today.eval()(batch.features), model(batch.features), rtol=0, atol=0)
+    what = rf"another network, with {option}={earlier!r} \(here {today_of(option)!r}\)"
+    with pytest.raises(ValueError, match=what):
+        trainer(tmp_path, max_epochs=1).fit(Regression(RBF, **SMALL, init_from=str(path)), data(table))
+
+
+def today_of(option: str) -> object:
+    return Regression().hparams[option]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"embedding": "wave"}, "embedding must be one of 'linear', 'periodic', got 'wave'"),
+        ({"frequency_scale": 0.0}, "frequency_scale must be positive and finite, got 0.0"),
+        ({"frequency_scale": math.nan}, "frequency_scale must be positive and finite, got nan"),
+    ],
+)
+def test_embeddings_that_are_none(wrong, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Regression(**wrong)
 
 
 def scores_of(model: Regression, batch) -> torch.Tensor:
