@@ -8,6 +8,9 @@ them: scikit-learn's ``GaussianProcessRegressor`` with a lengthscale for each fe
 (2,000 of them at most, as its time grows with their cube), ``GradientBoostingRegressor`` and
 ``HistGradientBoostingRegressor``. Test rows choose nothing.
 
+``coverage`` is the share of test rows whose target is inside of an interval for 90 %: ours by split conformal
+prediction, that of the process by its standard deviation.
+
 Every fit is a line of ``benchmarks/results/regression_defaults.csv``, and is not done again. Seconds are those of
 processors.
 """
@@ -39,9 +42,11 @@ from sklearn.preprocessing import StandardScaler
 from ika_lightning.data import RegressionData
 
 RESULTS = Path(__file__).parent / "results" / "regression_defaults.csv"
-FIELDS = ("table", "split", "model", "rmse", "seconds")
+FIELDS = ("table", "split", "model", "rmse", "coverage", "seconds")
 TABLES = ("boston", "concrete", "energy", "kin8nm", "wine_quality_red", "yacht")
 MOST_ROWS_OF_A_PROCESS = 2000
+# standard deviations to each side of a normal distribution that hold 90 %
+GAUSSIAN_90 = 1.6449
 
 
 def gaussian_process(features: int) -> Any:
@@ -68,7 +73,7 @@ def rows(table: str, split: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def other(model: str, table: str, split: int) -> float:
+def other(model: str, table: str, split: int) -> tuple[float, float | None]:
     parts = rows(table, split)
     x, y = parts["train"]
     if model == "Gaussian process" and len(y) > MOST_ROWS_OF_A_PROCESS:
@@ -79,10 +84,15 @@ def other(model: str, table: str, split: int) -> float:
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = OTHERS[model](x.shape[1]).fit(x, y)
     x, y = parts["test"]
-    return float(np.sqrt(np.mean((fitted.predict(x) - y) ** 2)))
+    if model == "Gaussian process":
+        mean, std = fitted.predict(x, return_std=True)
+        coverage = float(np.mean(np.abs(y - mean) <= GAUSSIAN_90 * std))
+    else:
+        mean, coverage = fitted.predict(x), None
+    return float(np.sqrt(np.mean((mean - y) ** 2))), coverage
 
 
-def ours(table: str, split: int, options: list[str]) -> float:
+def ours(table: str, split: int, options: list[str]) -> tuple[float, float | None]:
     """Fit and test in processes of their own, by the command line."""
     with tempfile.TemporaryDirectory() as folder:
         data = ["--data", "RegressionData", "--data.name", table, "--data.published_split", str(split)]
@@ -91,9 +101,10 @@ def ours(table: str, split: int, options: list[str]) -> float:
         (best,) = Path(folder, "runs").glob("*/version_0/checkpoints/best.ckpt")
         printed = command(folder, "test", "--ckpt_path", str(best))
     # what Lightning prints: test/rmse │ 0.37012345
-    found = re.search(r"test/rmse\W+([\d.]+)", printed)
-    assert found is not None, printed
-    return float(found[1])
+    found = {name: re.search(rf"test/{name}\W+([\d.]+)", printed) for name in ("rmse", "coverage")}
+    rmse, coverage = (None if each is None else float(each[1]) for each in found.values())
+    assert rmse is not None, printed
+    return rmse, coverage
 
 
 def command(folder: str, *words: str) -> str:
@@ -121,22 +132,26 @@ def measure(table: str, split: int, model: str, options: list[str]) -> None:
     if any((row["table"], row["split"], row["model"]) == (table, str(split), model) for row in read_results()):
         return
     before = processor_seconds()
-    rmse = ours(table, split, options) if model == "ours" else other(model, table, split)
+    rmse, coverage = ours(table, split, options) if model == "ours" else other(model, table, split)
     with RESULTS.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
             writer.writerow(FIELDS)
-        writer.writerow([table, split, model, f"{rmse:.5g}", f"{processor_seconds() - before:.0f}"])
+        covered = "" if coverage is None else f"{coverage:.3f}"
+        writer.writerow([table, split, model, f"{rmse:.5g}", covered, f"{processor_seconds() - before:.0f}"])
 
 
 def report(splits: int) -> None:
     """Print the mean over splits that all models have, and ours over the better of a process and boosting."""
     scores: dict[str, dict[str, dict[int, float]]] = {}
+    covered: dict[str, list[float]] = {}
     for row in read_results():
         if int(row["split"]) < splits:
             scores.setdefault(row["table"], {}).setdefault(row["model"], {})[int(row["split"])] = float(row["rmse"])
-    print("| table | splits | ours | " + " | ".join(OTHERS) + " | ours / better one |")
-    print("| --- " * (len(OTHERS) + 4) + "|")
+            if row["model"] == "ours" and row["coverage"]:
+                covered.setdefault(row["table"], []).append(float(row["coverage"]))
+    print("| table | splits | ours | " + " | ".join(OTHERS) + " | ours / better one | coverage of ours |")
+    print("| --- " * (len(OTHERS) + 5) + "|")
     ratios = []
     for table, models in scores.items():
         if {"ours", *OTHERS} <= models.keys():
@@ -144,7 +159,8 @@ def report(splits: int) -> None:
             means = {model: float(np.mean([each[split] for split in shared])) for model, each in models.items()}
             ratios.append(means["ours"] / min(means[model] for model in OTHERS))
             shown = " | ".join(f"{means[model]:.3g}" for model in ("ours", *OTHERS))
-            print(f"| {table} | {len(shared)} | {shown} | {ratios[-1]:.2f} |")
+            inside = f"{np.mean(covered[table]):.3f}" if table in covered else ""
+            print(f"| {table} | {len(shared)} | {shown} | {ratios[-1]:.2f} | {inside} |")
     if ratios:
         print(f"\nmedian of the ratios: {np.median(ratios):.2f}, the largest: {max(ratios):.2f}")
 

@@ -49,6 +49,7 @@ from ika_lightning.models import (
     EncoderLayer,
     Ensemble,
     GraphNetwork,
+    PeriodicEmbedding,
     RowTransformer,
     TextClassifier,
 )
@@ -87,6 +88,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "EncoderDecoder, one vocabulary": partial(EncoderDecoder, 11, attention=DotProduct, **SIZES),
     "GraphNetwork": partial(GraphNetwork, 5, 3, KernelGATConv, width=4, num_heads=2, num_edge_features=2),
     "RowTransformer": partial(RowTransformer, 3, attention=MIKAN, targets=True, **SIZES),
+    "RowTransformer periodic": partial(RowTransformer, 3, attention=MIKAN, embedding="periodic", **SIZES),
+    "PeriodicEmbedding": partial(PeriodicEmbedding, 3, 8),
     "Ensemble": partial(Ensemble, partial(RowTransformer, 3, attention=MIKAN, outputs=2, **SIZES), 2),
     **{
         f"TextClassifier {pooling}": partial(TextClassifier, 11, 3, attention=MIKAN, pooling=pooling, **SIZES)
@@ -152,6 +155,7 @@ NOT_BUILT = {
     "CorpusScore": "a metric, which has no parameters",
     "ContextRegressor": "what a network that is built already answers, for an export",
     "NextTokens": "what a network that is built already answers, for an export",
+    "SpectralDraws": "what a network that is built already answers, several times",
     "NodeProbabilities": "what a network that is built already answers, for an export",
     "TextProbabilities": "what a network that is built already answers, for an export",
 }

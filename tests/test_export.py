@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 import ika_lightning.cli.export
+import ika_lightning.tasks.uncertainty
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, MultiheadAttention
 from ika_lightning.attention.graph import KernelGATConv, KernelTransformerConv
 from ika_lightning.cli import main
 from ika_lightning.cli.explain import UsageError
 from ika_lightning.cli.export import FORMATS, load_program, trace
-from ika_lightning.models import EncoderDecoder, GraphNetwork, RowTransformer, TextClassifier
+from ika_lightning.models import EncoderDecoder, GraphNetwork, RowTransformer, SpectralDraws, TextClassifier
 from ika_lightning.models.inference import ContextRegressor, NextTokens, NodeProbabilities, TextProbabilities
 from ika_lightning.protocols import Exports, Program
 
@@ -271,6 +272,18 @@ def test_attention_over_rows(suffix: str) -> None:
     axes = {"features": {0: "rows"}}
     predict = ContextRegressor(net, context, targets, lambda outputs: (outputs, None), mean=1e6, std=3.0)
     program = Program(predict, rows[0], axes, {}, {})
+    check(program, suffix, *rows[1:])
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_several_draws_of_a_spectrum(suffix: str) -> None:
+    layer = functools.partial(IKAN, num_samples=5, backend="dense")
+    net = SpectralDraws(shaken(RowTransformer(3, width=8, depth=1, num_heads=2, attention=layer)).eval(), 2)
+    rows = [{"features": torch.linspace(-2, 2, 3 * count).view(count, 3)} for count in (11, 1, 23)]
+    believe = functools.partial(ika_lightning.tasks.uncertainty.believe, likelihood=False, mixes=1)
+    predict = ContextRegressor(net, torch.linspace(-1, 1, 39).view(13, 3).cos(), None, believe, mean=1e6, std=3.0)
+    program = Program(predict, rows[0], {"features": {0: "rows"}}, {}, {})
+    assert (predict(**rows[0])["std"] > 0).all()
     check(program, suffix, *rows[1:])
 
 

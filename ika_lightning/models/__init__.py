@@ -1,5 +1,6 @@
 """Backbones made of attention: what the tasks share."""
 
+from ika_lightning.models.draws import SpectralDraws
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
 from ika_lightning.models.ensemble import Ensemble
@@ -20,5 +21,6 @@ __all__ = [
     "GraphNetwork",
     "PeriodicEmbedding",
     "RowTransformer",
+    "SpectralDraws",
     "TextClassifier",
 ]

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ika_lightning.models.encoder_decoder import EncoderDecoder
-from ika_lightning.models.ensemble import Ensemble
 from ika_lightning.models.graph import GraphNetwork
-from ika_lightning.models.rows import RowTransformer
 from ika_lightning.models.text import TextClassifier
 
 __all__ = ["ContextRegressor", "NextTokens", "NodeProbabilities", "TextProbabilities"]
@@ -90,7 +88,7 @@ class ContextRegressor(nn.Module):
     """Predict a target in its own unit, from a context that is part of the module, and say how sure that is.
 
     Args:
-        net: A network, or several, that answer for rows, given others.
+        net: A network, or several, that answer for rows, given others and their targets.
         context: Rows to look at.
         targets: What became of them, standardised; None for a network that isn't told.
         read: What their outputs say: means (r,), and standard deviations, or None where they are not known.
@@ -105,6 +103,7 @@ class ContextRegressor(nn.Module):
     Example:
         >>> import torch
         >>> from ika_lightning.attention import IKANDirect
+        >>> from ika_lightning.models import RowTransformer
         >>> net = RowTransformer(num_features=3, width=8, depth=1, num_heads=2, attention=IKANDirect)
         >>> read = lambda outputs: (outputs, None)
         >>> predict = ContextRegressor(net, torch.randn(7, 3), None, read, mean=1e6, std=10.0, radius=2.0)
@@ -118,7 +117,7 @@ class ContextRegressor(nn.Module):
 
     def __init__(
         self,
-        net: RowTransformer | Ensemble,
+        net: nn.Module,
         context: Tensor,
         targets: Tensor | None,
         read: Callable[[Tensor], tuple[Tensor, Tensor | None]],

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric, MetricCollection, R2Score
 
@@ -21,7 +21,7 @@ from ika_lightning.data.checks import check_choices, check_least
 from ika_lightning.data.encoders import RowBatch
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.rows import RowPredictions
-from ika_lightning.models import AttentionFactory, Ensemble, RowTransformer
+from ika_lightning.models import AttentionFactory, Ensemble, RowTransformer, SpectralDraws
 from ika_lightning.models.inference import ContextRegressor
 from ika_lightning.models.rows import NumberEmbedding
 from ika_lightning.pictures.results import draw_calibration, draw_fit
@@ -72,7 +72,8 @@ class Regression(Task[RegressionData]):
     loss is the mean over them. What is answered, and measured, is their mixture: its mean, and as standard deviation
     the spread of their means together with the standard deviations of each (Lakshminarayanan et al. 2017). Without a
     likelihood, that is the spread alone: it tells where they disagree, and not how far targets are from the mean, so
-    it is written with predictions but makes no interval wider.
+    it is written with predictions but makes no interval wider. So it is with several ``draws`` of the spectra of IKAN
+    or MIKAN, whose kernels are known by samples: they cost nothing in training, and tell how unsure that makes them.
 
     Departure from the authors' code, which puts test rows into the sequence and its scaling, and chooses the epoch by
     the test error.
@@ -93,6 +94,8 @@ class Regression(Task[RegressionData]):
             deviation of a feature: the larger, the steeper the target may be in each.
         kl_weight: Weight of the attention's regulariser.
         ensemble: How many networks are trained together and asked together; training takes that many times as long.
+        draws: How many draws of implicit spectra are asked together in evaluation; see
+            :class:`~ika_lightning.models.SpectralDraws`.
         likelihood: ``"gaussian"`` answers with a mean and a standard deviation; None with a number, by squared error.
         interval: The probability with which intervals hold the target, in (0, 1).
         optimizer: Called with the parameters.
@@ -146,6 +149,7 @@ class Regression(Task[RegressionData]):
         frequency_scale: float = 0.3,
         kl_weight: float = 0.01,
         ensemble: int = 1,
+        draws: int = 1,
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.006),
@@ -160,7 +164,7 @@ class Regression(Task[RegressionData]):
         super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         if not 0.0 < query_fraction < 1.0:
             raise ValueError(f"query_fraction must be between 0 and 1, got {query_fraction}")
-        check_least(ensemble=(ensemble, 1))
+        check_least(ensemble=(ensemble, 1), draws=(draws, 1))
         check_choices(likelihood=(likelihood, ("gaussian",)), embedding=(embedding, get_args(NumberEmbedding)))
         if not 0.0 < frequency_scale < math.inf:
             raise ValueError(f"frequency_scale must be positive and finite, got {frequency_scale}")
@@ -208,7 +212,11 @@ class Regression(Task[RegressionData]):
             frequency_scale=sizes["frequency_scale"],
             outputs=2 if self.has_likelihood else 1,
         )
-        return make() if sizes["ensemble"] == 1 else Ensemble(make, sizes["ensemble"])
+        net = make() if sizes["ensemble"] == 1 else Ensemble(make, sizes["ensemble"])
+        if sizes["draws"] > 1:
+            # refuses what has no spectra to draw
+            SpectralDraws(net, 1)
+        return net
 
     def receive(self, data: RegressionData) -> None:
         """Take the context: features of training rows, and their targets. What was measured with another is void."""
@@ -247,8 +255,17 @@ class Regression(Task[RegressionData]):
         Shapes:
             mean and std (r,).
         """
-        outputs = self.net(self.context, rows, self.context_target)
-        return believe(outputs, self.has_likelihood, mixes=self.hparams["ensemble"] > 1)
+        return self._believe(self._asked()(self.context, rows, self.context_target))
+
+    def _asked(self) -> nn.Module:
+        """The network as it is asked in evaluation."""
+        draws = self.hparams["draws"]
+        return self.net if draws == 1 else SpectralDraws(self.net, draws)
+
+    def _believe(self, outputs: Tensor) -> Answer:
+        """What its outputs say."""
+        mixes = (self.hparams["draws"] > 1) + (self.hparams["ensemble"] > 1)
+        return believe(outputs, self.has_likelihood, mixes)
 
     def regulariser(self) -> Tensor:
         """Return the divergence of the attention's spectra from their priors, the mean over an ensemble."""
@@ -348,11 +365,13 @@ class Regression(Task[RegressionData]):
         super().on_save_checkpoint(checkpoint)
         if self.intervals.scores is not None:
             checkpoint["calibration"] = self.intervals.scores
+            checkpoint["calibration_draws"] = self.hparams["draws"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the scores of the checkpoint's validation, which earlier versions did not keep."""
+        """Take the scores of the checkpoint's validation, which earlier versions did not keep; of as many draws."""
         super().on_load_checkpoint(checkpoint)
-        self.intervals.scores = checkpoint.get("calibration")
+        same = checkpoint.get("calibration_draws", 1) == self.hparams["draws"]
+        self.intervals.scores = checkpoint.get("calibration") if same else None
 
     def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Return the errors in the target's own unit, R2 if there are two rows, and intervals if there are any."""
@@ -423,10 +442,10 @@ class Regression(Task[RegressionData]):
             "upper": f"the upper end {ends}",
         }
         predict = ContextRegressor(
-            self.net,
+            self._asked(),
             self.context,
             self.context_target,
-            partial(believe, likelihood=self.has_likelihood, mixes=self.hparams["ensemble"] > 1),
+            self._believe,
             mean=self.hparams["target_mean"],
             std=self.hparams["target_std"],
             radius=None if math.isinf(self.intervals.radius) else self.intervals.radius,

@@ -128,21 +128,23 @@ def mixture(mean: Tensor, std: Tensor | None) -> Answer:
     return Answer(mean.mean(0), (spread if std is None else spread + std.square().mean(0)).sqrt())
 
 
-def believe(outputs: Tensor, likelihood: bool, mixes: bool = False) -> Answer:
+def believe(outputs: Tensor, likelihood: bool, mixes: int = 0) -> Answer:
     """What the outputs of a network, or of several, say of targets.
 
     Args:
         outputs: Means; with a likelihood, pairs that :func:`gaussian` reads.
         likelihood: Whether there is one.
-        mixes: Whether the first axis is that of the parts of a :func:`mixture`.
+        mixes: How many axes, the first ones, are those of the parts of a :func:`mixture`.
 
     Shapes:
         outputs (..., r), or (..., r, 2) with a likelihood; mean and std (..., r), or (r,) of a mixture.
 
     Example:
-        >>> believe(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), likelihood=False, mixes=True)
+        >>> believe(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), likelihood=False, mixes=1)
         Answer(mean=tensor([2., 2.]), std=tensor([1., 0.]))
     """
+    if mixes:
+        outputs = outputs.flatten(0, mixes - 1)
     answer = gaussian(outputs) if likelihood else Answer(outputs)
     return mixture(*answer) if mixes else answer
 

@@ -13,8 +13,9 @@ from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, at
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.callbacks.predictions import PredictionWriter
 from ika_lightning.data import RegressionData
+from ika_lightning.models import SpectralDraws
 from ika_lightning.tasks import Regression, WarmupCosine
-from ika_lightning.tasks.uncertainty import FLOOR, conformal_radius, gaussian, gaussian_crps, gaussian_nll
+from ika_lightning.tasks.uncertainty import FLOOR, Answer, conformal_radius, gaussian, gaussian_crps, gaussian_nll
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0}
@@ -433,6 +434,51 @@ class TestEnsemble:
     def test_wrong(self, wrong):
         with pytest.raises(ValueError, match=f"^ensemble must be at least 1, got {wrong}$"):
             Regression(ensemble=wrong)
+
+
+class TestDraws:
+    @pytest.fixture(params=[None, "gaussian"])
+    def four(self, request, table, tmp_path) -> tuple[Regression, RegressionData, Path]:
+        model, rows = Regression(MIKAN, **SMALL, likelihood=request.param, ensemble=2, draws=4), data(table)
+        fit = trainer(tmp_path, max_epochs=2)
+        fit.fit(model, rows)
+        fit.save_checkpoint(tmp_path / "four.ckpt")
+        return model.eval(), rows, tmp_path / "four.ckpt"
+
+    def test_the_answer_is_the_mixture_over_draws_and_members(self, four):
+        model, rows, _ = four
+        (batch,) = rows.test_dataloader()
+        outputs = SpectralDraws(model.net, 4)(model.context, batch.features, model.context_target)
+        parts = Answer(outputs, None) if model.hparams["likelihood"] is None else gaussian(outputs)
+        variance = parts.mean.flatten(0, 1).var(0, correction=0)
+        if parts.std is not None:
+            variance = variance + parts.std.square().mean((0, 1))
+        assert outputs.shape[:3] == (4, 2, len(batch.features))
+        assert_close(model.answer(batch.features), Answer(parts.mean.mean((0, 1)), variance.sqrt()))
+
+    def test_training_is_what_it_is_without(self, table, tmp_path):
+        found = []
+        for draws in (1, 3):
+            seed_everything(0, verbose=False)
+            other = Regression(MIKAN, **SMALL, draws=draws)
+            trainer(tmp_path, max_epochs=1).fit(other, data(table))
+            found.append(other.state_dict())
+        assert_close(*found, rtol=0, atol=0)
+
+    def test_intervals_are_of_as_many_draws(self, four):
+        model, rows, path = four
+        (batch,) = rows.val_dataloader()
+        assert_close(model.intervals.scores, scores_of(model, batch))
+        same = Regression.load_from_checkpoint(path, weights_only=True)
+        other = Regression.load_from_checkpoint(path, weights_only=True, draws=1)
+        assert_close(same.eval().answer(batch.features), model.answer(batch.features), rtol=0, atol=0)
+        assert torch.equal(same.intervals.scores, model.intervals.scores) and other.intervals.scores is None
+
+    def test_kernels_without_samples_of_noise_have_none(self, table, tmp_path):
+        with pytest.raises(ValueError, match="draws are of implicit spectra, and the network has none"):
+            trainer(tmp_path, max_epochs=1).fit(Regression(IKANDirect, **SMALL, draws=2), data(table))
+        with pytest.raises(ValueError, match=r"^draws must be at least 1, got 0$"):
+            Regression(IKAN, draws=0)
 
 
 class TestIntervals:
