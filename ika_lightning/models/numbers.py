@@ -26,6 +26,7 @@ class PeriodicEmbedding(Network):
         scale: Standard deviation of the frequencies at the start: the larger, the steeper.
         num_frequencies: Number of frequencies of a feature, k.
         hidden: What each feature is reduced to.
+        dropout: Probability with which a number of that is dropped in training.
 
     Raises:
         ValueError: If scale is not positive.
@@ -36,7 +37,13 @@ class PeriodicEmbedding(Network):
     """
 
     def __init__(
-        self, num_features: int, width: int, scale: float = 0.3, num_frequencies: int = 16, hidden: int = 8
+        self,
+        num_features: int,
+        width: int,
+        scale: float = 0.3,
+        num_frequencies: int = 16,
+        hidden: int = 8,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0.0 < scale < math.inf:
@@ -46,6 +53,7 @@ class PeriodicEmbedding(Network):
         self.frequency = nn.Parameter(torch.empty(num_features, num_frequencies))
         self.weight = nn.Parameter(torch.empty(num_features, 2 * num_frequencies, hidden))
         self.bias = nn.Parameter(torch.empty(num_features, hidden))
+        self.dropout = nn.Dropout(dropout)
         self.mix = nn.Linear(num_features * hidden, width, bias=False)
         self._draw()
 
@@ -68,5 +76,5 @@ class PeriodicEmbedding(Network):
         phase = 2.0 * math.pi * rows.unsqueeze(-1) * self.frequency
         waves = torch.cat([phase.cos(), phase.sin()], -1)
         of_each = (torch.einsum("...fk,fkd->...fd", waves, self.weight) + self.bias).relu()
-        embedded: Tensor = self.linear(rows) + self.mix(of_each.flatten(-2))
+        embedded: Tensor = self.linear(rows) + self.mix(self.dropout(of_each.flatten(-2)))
         return embedded

@@ -35,7 +35,7 @@ class RowTransformer(Network):
         num_heads: Number of attention heads; it must divide the width.
         attention: The attention layer, called with (width, num_heads, batch_first=True).
         ffn_width: Hidden width of the feed-forward networks; 4 times the width if None.
-        dropout: Probability with which an output of attention or network is dropped in training.
+        dropout: Probability with which an output of embedding, attention or network is dropped in training.
         targets: Whether rows of the context bring their targets.
         outputs: How many numbers a row is mapped to.
         embedding: What e is: ``"linear"`` or ``"periodic"``.
@@ -75,7 +75,7 @@ class RowTransformer(Network):
         self.embed = (
             nn.Linear(num_features, width)
             if embedding == "linear"
-            else PeriodicEmbedding(num_features, width, frequency_scale)
+            else PeriodicEmbedding(num_features, width, frequency_scale, dropout=dropout)
         )
         # of a target, and of whether there is one
         self.target = nn.Linear(2, width) if targets else None

@@ -53,6 +53,13 @@ def test_far_away_the_linear_map_goes_on(embedding) -> None:
     assert (far.abs() <= 2 * reach).all()
 
 
+def test_dropout_is_for_training_and_spares_the_linear_map(embedding) -> None:
+    rows = torch.randn(5, FEATURES, dtype=torch.float64)
+    embedding.dropout.p = 1.0
+    assert_close(embedding(rows), embedding.linear(rows))
+    assert not torch.allclose(embedding.eval()(rows), embedding.linear(rows))
+
+
 def test_how_it_starts() -> None:
     torch.manual_seed(0)
     large = PeriodicEmbedding(31, 8, scale=0.3, num_frequencies=101)
@@ -69,7 +76,9 @@ def test_how_it_starts() -> None:
 
 def test_a_network_that_has_it() -> None:
     net = RowTransformer(FEATURES, 8, depth=1, num_heads=2, attention=RBF, embedding="periodic", frequency_scale=0.7)
-    assert isinstance(net.embed, PeriodicEmbedding) and net.embed.scale == 0.7
+    assert isinstance(net.embed, PeriodicEmbedding) and net.embed.scale == 0.7 and net.embed.dropout.p == 0.0
+    net = RowTransformer(FEATURES, 8, depth=1, num_heads=2, attention=RBF, embedding="periodic", dropout=0.3)
+    assert net.embed.dropout.p == 0.3
     assert net(torch.randn(7, FEATURES), torch.randn(5, FEATURES)).shape == (5,)
 
 
