@@ -63,7 +63,8 @@ def test_it_learns(rows) -> None:
 
 def test_defaults_are_those_of_the_task_and_its_data() -> None:
     ours, task = KernelAttentionRegressor().get_params(), Regression().hparams
-    for name in ("width", "depth", "num_heads", "dropout", "ensemble", "likelihood", "interval"):
+    shared = ("width", "depth", "num_heads", "dropout", "embedding", "frequency_scale")
+    for name in (*shared, "ensemble", "likelihood", "interval"):
         assert ours[name] == task[name], name
     layer, named = KernelAttentionRegressor.layers[ours["attention"]], task["attention"]
     assert named == {"class_path": f"ika_lightning.attention.{layer.func.__name__}", "init_args": layer.keywords}
