@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from ika_lightning.attention import attention_kl
 from ika_lightning.data.base import DataModule
@@ -30,6 +30,7 @@ from ika_lightning.data.messages import say
 from ika_lightning.internals import trainer_of
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.tasks.layers import name_layer
+from ika_lightning.tasks.mean import WeightedMean
 from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, read_checkpoint_file
@@ -126,7 +127,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         self.compiles = compile
         self.init_from = init_from
         self.lr: float | None = None
-        self.train_loss, self.train_kl = MeanMetric(), MeanMetric()
+        self.train_loss, self.train_kl = WeightedMean(), WeightedMean()
         # what the data had learned that the network was trained on; empty if that is not known
         self._encoding: dict[str, Any] = {}
         # that of the noise, once a training has begun
