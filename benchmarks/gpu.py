@@ -7,8 +7,9 @@
 Three parts, each with a share of the time: the tests marked ``gpu``; attention, forward and backward, from 1,024 to
 65,536 queries, with peak memory; and training steps a second of the translation network of
 ``configs/translation/multi30k.yaml`` and of graph layers, on drawn data. What does not begin in time is named and left
-out. Rows are printed as they are measured, and after each part the tables are written, as CSV and Markdown, into
-``benchmarks/results/gpu/<card>``.
+out, and what has begun is stopped when all of the time is over. Each row is printed, and written with those before it,
+as CSV and Markdown, into ``benchmarks/results/gpu/<card>``, as soon as it is measured: whatever ends the command, they
+are there. What fails has its reason in its row, the rest goes on, and the exit status is 1.
 
 Attention is the operation alone: features, queries and keys are given in the dtype, biases in float32, and all get
 gradients. Widths are d = e = 64; R features stand beside an exponent in ``fused``, ``chunked`` and ``dense``, and alone
@@ -21,15 +22,19 @@ the definition take: n^2 (d + R + e) multiply-adds forward and twice that backwa
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import csv
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -37,9 +42,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv
+from torch_geometric.nn import GATConv, TransformerConv
 
-from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, KernelGATConv, kernel_attention
+from ika_lightning.attention import (
+    IKAN,
+    MIKAN,
+    RBF,
+    DotProduct,
+    IKANDirect,
+    KernelGATConv,
+    KernelTransformerConv,
+    kernel_attention,
+)
 from ika_lightning.models import EncoderDecoder
 from ika_lightning.output import write_output
 
@@ -47,6 +61,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "gpu"
 WIDTH = 64
 Row = dict[str, object]
+# what the remark of a row begins with that should have been a figure
+FAILED = "failed"
+# seconds after the time is over until what is under way is stopped
+GRACE = 10.0
 
 
 class Clock:
@@ -58,6 +76,37 @@ class Clock:
     def left(self) -> float:
         """Return the seconds that are left."""
         return self.end - time.monotonic()
+
+
+class Stopped(BaseException):
+    """A signal, or the end of the time, has stopped what was under way."""
+
+
+@contextmanager
+def stoppable(seconds: float) -> Iterator[None]:
+    """Let signals raise :class:`Stopped` in what is inside, and one of them come after some seconds."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    timer = threading.Timer(seconds, _thread.interrupt_main, [signal.SIGTERM])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reason(error: Exception) -> str:
+    """Return why there is no figure, in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = str(error).strip().splitlines()
+    return f"{FAILED}: {type(error).__name__}{f': {lines[0]}' if lines else ''}"
 
 
 class Machine(NamedTuple):
@@ -111,18 +160,26 @@ def run_tests(machine: Machine, clock: Clock) -> Iterator[Row]:
     """Run the tests marked ``gpu``, which print as they go."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py", "-v"]
     command += ["-k", "DotProduct"] if machine.tiny else []
-    environment = os.environ | {"IKA_TEST_DEVICE": machine.device}
+    environment = os.environ | {"IKA_TEST_DEVICE": machine.device, "PYTHONUNBUFFERED": "1"}
     last = ""
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line.strip(" =\n") or last
-            if clock.left() < 0:
-                last = "out of time after: " + last
-                process.kill()
-                break
-    yield {"tests": last}
+        # one that hangs prints nothing
+        watch = threading.Timer(max(0.0, clock.left()), process.kill)
+        watch.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                last = line.strip(" =\n") or last
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watch.cancel()
+    if clock.left() < 0:
+        yield {"tests": last, "remark": "out of time"}
+    else:
+        yield {"tests": last, "remark": FAILED if process.returncode else None}
 
 
 # --- Attention --------------------------------------------------------------------------------------------------------
@@ -142,7 +199,10 @@ def cases(machine: Machine) -> Iterator[Case]:
     if machine.tiny:
         yield from (Case(32, 4, causal, torch.float32) for causal in (False, True))
         return
-    for dtype, sizes in ((torch.bfloat16, (4096, 16384, 65536, 1024)), (torch.float32, (4096, 16384))):
+    for dtype, sizes in (
+        (torch.bfloat16, (4096, 16384, 65536, 1024)),
+        (torch.float32, (4096, 16384, 1024, 65536)),
+    ):
         for n in sizes:
             for causal in (False, True):
                 for features in (32, 64, 128):
@@ -227,13 +287,14 @@ def run_attention(machine: Machine, clock: Clock) -> Iterator[Row]:
             try:
                 forward, whole = machine.seconds(attend), machine.seconds(both)
                 memory = machine.peak_memory(both)
-            except torch.OutOfMemoryError:
-                yield {**row, "remark": "out of memory"}
+            except Exception as error:
+                yield {**row, "remark": reason(error)}
                 continue
-            baseline = whole if baseline is None else baseline
+            baseline = whole if name == "sdpa" else baseline
             yield {
                 **row, "forward ms": round(1e3 * forward, 3), "both ms": round(1e3 * whole, 3),
-                "ratio": round(whole / baseline, 2), "MiB": None if memory is None else round(memory),
+                "ratio": None if baseline is None else round(whole / baseline, 2),
+                "MiB": None if memory is None else round(memory),
                 "of rate": round(3 * multiply_adds / whole / rates[case.dtype], 3),
             }  # fmt: skip
 
@@ -259,36 +320,49 @@ def training_step(net: nn.Module, machine: Machine) -> Callable[[], None]:
 
 
 def run_training(machine: Machine, clock: Clock) -> Iterator[Row]:
-    """Measure steps of training, eager and compiled, and of graph layers."""
+    """Measure steps of training and of graph layers, and then of compiled training, which begins with a minute each."""
     width, depth, tokens = (16, 1, 2 * 5) if machine.tiny else (128, 4, 128 * 16)
-    for compiled in (False, True) if machine.device == "cuda" else (False,):
+
+    def translation(layer: type[nn.Module], compiled: bool) -> float:
+        options = {} if layer in (DotProduct, RBF) else {"num_samples": 32}
+        net: nn.Module = EncoderDecoder(
+            4000, width=width, depth=depth, num_heads=4, ffn_width=2 * width, attention=partial(layer, **options)
+        ).to(machine.device)
+        step = training_step(torch.compile(net) if compiled else net, machine)  # type: ignore[arg-type]
+        return tokens / machine.seconds(step)
+
+    nodes, edges = (31, 101) if machine.tiny else (100_000, 1_000_000)
+
+    def graph(conv: type[nn.Module], compiled: bool) -> float:
+        x = torch.randn(nodes, 64, device=machine.device)
+        ends = torch.randint(nodes, (2, edges), device=machine.device)
+        module: nn.Module = conv(64, 8, heads=8).to(machine.device)
+        return edges / machine.seconds(lambda: module(x, ends).square().mean().backward())
+
+    attentions = ("translation, tokens/s", translation, (DotProduct, IKANDirect, RBF, IKAN, MIKAN))
+    # the first of each is what the others are compared with
+    compared = [
+        (*attentions, False),
+        ("graph layer, edges/s", graph, (GATConv, KernelGATConv), False),
+        ("graph layer, edges/s", graph, (TransformerConv, KernelTransformerConv), False),
+    ]
+    compared += [(*attentions, True)] if machine.device == "cuda" else []
+    for what, measure, modules, compiled in compared:
         baseline = None
-        for layer in (DotProduct, IKANDirect, RBF, IKAN, MIKAN):
-            row: Row = {"what": "translation, tokens/s", "module": layer.__name__, "compiled": compiled}
+        for module in modules:
+            row: Row = {"what": what, "module": module.__name__, "compiled": compiled}
             if clock.left() < 0:
                 yield {**row, "remark": "no time left"}
                 return
-            options = {} if layer in (DotProduct, RBF) else {"num_samples": 32}
-            net: nn.Module = EncoderDecoder(
-                4000, width=width, depth=depth, num_heads=4, ffn_width=2 * width, attention=partial(layer, **options)
-            ).to(machine.device)
-            step = training_step(torch.compile(net) if compiled else net, machine)  # type: ignore[arg-type]
-            rate = tokens / machine.seconds(step)
-            baseline = rate if baseline is None else baseline
-            yield {**row, "a second": round(rate), "ratio": round(rate / baseline, 2)}
-    nodes, edges = (31, 101) if machine.tiny else (100_000, 1_000_000)
-    x = torch.randn(nodes, 64, device=machine.device)
-    ends = torch.randint(nodes, (2, edges), device=machine.device)
-    baseline = None
-    for conv in (GATConv, KernelGATConv):
-        row = {"what": "graph layer, edges/s", "module": conv.__name__, "compiled": False}
-        if clock.left() < 0:
-            yield {**row, "remark": "no time left"}
-            return
-        module: nn.Module = conv(64, 8, heads=8).to(machine.device)
-        rate = edges / machine.seconds(lambda module=module: module(x, ends).square().mean().backward())
-        baseline = rate if baseline is None else baseline
-        yield {**row, "a second": round(rate), "ratio": round(rate / baseline, 2)}
+            try:
+                rate = measure(module, compiled)
+            except Exception as error:
+                yield {**row, "remark": reason(error)}
+                continue
+            baseline = rate if module is modules[0] else baseline
+            yield {
+                **row, "a second": round(rate), "ratio": None if baseline is None else round(rate / baseline, 2)
+            }  # fmt: skip
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------
@@ -325,19 +399,32 @@ def main() -> None:
         parser.error("there is no CUDA device; --device cpu --tiny tries the command out")
     machine = Machine(arguments.device, arguments.tiny)
     names = list(PARTS) if arguments.what == "all" else [arguments.what]
-    whole, shares = Clock(arguments.seconds), sum(PARTS[name][1] for name in names)
     title = f"{machine.card}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     print(title, flush=True)
-    for name in names:
-        part, share = PARTS[name]
-        # what a part leaves of its share is for those after it
-        clock, rows = Clock(whole.left() * share / shares), []
-        shares -= share
-        for row in part(machine, clock):
-            rows.append(row)
-            print(*(f"{column}={value}" for column, value in row.items() if value is not None), flush=True)
-        save(arguments.output / machine.card, name, rows, title)
-    print(f"written: {arguments.output / machine.card}; {whole.left():.0f} s left", flush=True)
+    tables: dict[str, list[Row]] = {name: [] for name in names}
+    whole, stopped = Clock(arguments.seconds), ""
+
+    def note(name: str, row: Row) -> None:
+        print(*(f"{column}={value}" for column, value in row.items() if value is not None), flush=True)
+        tables[name].append(row)
+        save(arguments.output / machine.card, name, tables[name], title)
+
+    name = names[0]
+    try:
+        with stoppable(arguments.seconds + GRACE):
+            for number, name in enumerate(names):
+                part, share = PARTS[name]
+                # what a part leaves of its share is for those after it
+                clock = Clock(whole.left() * share / sum(PARTS[other][1] for other in names[number:]))
+                for row in part(machine, clock):
+                    note(name, row)
+    except Stopped as signalled:
+        stopped = "out of time" if whole.left() < 0 else str(signalled)
+        note(name, {"remark": f"stopped here: {stopped}"})
+    failed = sum(str(row.get("remark")).startswith(FAILED) for rows in tables.values() for row in rows)
+    print(f"written: {arguments.output / machine.card}; {whole.left():.0f} s left; failed: {failed}", flush=True)
+    if failed or stopped not in ("", "out of time"):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

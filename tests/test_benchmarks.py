@@ -3,8 +3,10 @@
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +62,89 @@ def test_gpu_ends_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.Monk
     runpy.run_path(str(ROOT / "benchmarks" / "gpu.py"), run_name="__main__")
     assert capsys.readouterr().out.count("no time left") == 2
     assert "out of time" in (tmp_path / "cpu" / "tests.md").read_text()
+
+
+class TestGpuThatIsCutOff:
+    """Two parts, of which the first is cut off in its second row."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, load):
+        benchmark = load("gpu")
+
+        def run(second, *words: str) -> tuple[int, str, str]:
+            def first_part(machine, clock):
+                yield {"method": "first", "both ms": 1.5}
+                second()
+                yield {"method": "second", "both ms": 2.5}
+
+            def second_part(machine, clock):
+                yield {"tests": "all passed"}
+
+            parts = {"attention": (first_part, 0.5), "tests": (second_part, 0.5)}
+            monkeypatch.setitem(benchmark.main.__globals__, "PARTS", parts)
+            monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--output", str(tmp_path), *words])
+            try:
+                benchmark.main()
+                code = 0
+            except SystemExit as end:
+                code = end.code
+            return code, capsys.readouterr().out, (tmp_path / "cpu" / "attention.csv").read_text()
+
+        return run
+
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+    def test_by_a_signal(self, name, run, tmp_path: Path) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        code, out, table = run(lambda: signal.raise_signal(getattr(signal, name)))
+        assert code == 1
+        assert f"remark=stopped here: {name}" in out
+        assert f"written: {tmp_path / 'cpu'}" in out.splitlines()[-1]
+        assert table == f"method,both ms,remark\nfirst,1.5,\n,,stopped here: {name}\n"
+        assert not (tmp_path / "cpu" / "tests.csv").exists()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_by_the_end_of_its_time(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def hang() -> None:
+            for _ in range(1000):
+                time.sleep(0.01)
+
+        code, _, table = run(hang, "--seconds", "-9.9")
+        assert code == 0
+        assert table.endswith("stopped here: out of time\n")
+
+    def test_by_nothing(self, run) -> None:
+        code, _, table = run(lambda: None)
+        assert code == 0
+        assert table == "method,both ms\nfirst,1.5\nsecond,2.5\n"
+
+
+def test_what_fails_on_a_gpu_is_a_remark_and_the_rest_goes_on(load, tmp_path: Path, monkeypatch, capsys) -> None:
+    benchmark = load("gpu")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel for this card\nand a long story")
+
+    monkeypatch.setitem(benchmark.main.__globals__, "authors_formula", fail)
+    words = ["gpu.py", "--device", "cpu", "--tiny", "--what", "attention", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        benchmark.main()
+    assert end.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].endswith("failed: 2")
+    assert sum("remark=failed: RuntimeError: no kernel for this card" in line for line in lines) == 2
+    assert sum("method=dense" in line and "ratio=" in line for line in lines) == 2
+
+
+def test_tests_on_a_gpu_that_hang_are_ended(load, monkeypatch) -> None:
+    benchmark = load("gpu")
+    hanging = [sys.executable, "-c", "import time; print('collected', flush=True); time.sleep(60)"]
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(hanging, **options))
+    began = time.monotonic()
+    (row,) = benchmark.run_tests(benchmark.Machine("cpu", True), benchmark.Clock(0.5))
+    assert time.monotonic() - began < 30
+    assert row["remark"] == "out of time"
 
 
 class TestAccuracyOfRegression:

@@ -6,12 +6,17 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+import four_tasks
 import pytest
 import torch
 from lightning.fabric.utilities.init import _materialize_meta_tensors
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
@@ -249,3 +254,55 @@ def test_a_reset_keeps_the_parameters_themselves(name: str) -> None:
     before = {parameter: x for parameter, x in module.named_parameters()}
     module.reset_parameters()
     assert all(x is before[parameter] for parameter, x in module.named_parameters())
+
+
+class DrawnLater(SingleDeviceStrategy):
+    """Builds the network without data, and draws its parameters when it is to be trained."""
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        with torch.device("meta"):
+            yield
+
+    def setup(self, trainer: Trainer) -> None:
+        if trainer.training:
+            assert all(parameter.is_meta for parameter in self.lightning_module.parameters())
+        _materialize_meta_tensors(self.lightning_module, self.root_device)
+        super().setup(trainer)
+
+
+def trained(folder: Path, model: Callable[[], LightningModule], data: LightningDataModule) -> LightningModule:
+    trainer = Trainer(
+        default_root_dir=folder, strategy=DrawnLater(device="cpu"), max_steps=1, logger=False, num_sanity_val_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=1,
+    )  # fmt: skip
+    with trainer.init_module():
+        built = model()
+    trainer.fit(built, data)
+    assert all(math.isfinite(value) for value in trainer.test(built, data, verbose=False)[0].values())
+    return built
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("task", four_tasks.TASKS)
+def test_a_task_is_built_without_data_and_trained(task, tmp_path) -> None:
+    four_tasks.write_files(tmp_path)
+    _, data = four_tasks.build(task, tmp_path)
+    model = trained(tmp_path, lambda: four_tasks.build(task, tmp_path)[0], data)
+    assert all(x.isfinite().all() and x.device.type == "cpu" for x in state(model).values())
+    if isinstance(model, Regression):
+        assert model.context.equal(data.context)
+        assert model.context_target.equal(data.context_target)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_starts_from_weights_is_not_built_without_data(tmp_path) -> None:
+    four_tasks.write_files(tmp_path)
+    model, data = four_tasks.build("regression", tmp_path)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, limit_val_batches=0, **quiet)
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    start = str(tmp_path / "first.ckpt")
+    with pytest.raises(ValueError, match=r"first.ckpt has weights to start from, but the strategy builds the network"):
+        trained(tmp_path, lambda: four_tasks.build("regression", tmp_path, init_from=start)[0], data)

@@ -79,7 +79,9 @@ GOOD = dict(shipped_prices(CPU))
 def test_a_wrong_file_is_refused_in_one_line(file, content, reason, capsys) -> None:
     file.parent.mkdir()
     file.write_text(content)
-    with pytest.raises(ValueError, match=f"prices.json: .*{reason}.*; delete it, or write it anew"):
+    with pytest.raises(
+        ValueError, match=f"prices.json: .*{reason}.*; delete it, and python -m ika_lightning calibrate"
+    ):
         prices(CPU)
     with pytest.raises(SystemExit):
         main(["calibrate", "--device", "cpu", "--longest", "32"])
@@ -87,6 +89,38 @@ def test_a_wrong_file_is_refused_in_one_line(file, content, reason, capsys) -> N
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert file.read_text() == content
+
+
+def test_what_is_no_file_is_refused_in_one_line(file, capsys) -> None:
+    file.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"prices.json: it cannot be read \(.+\); delete it, and python"):
+        prices(CPU)
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--device", "cpu", "--longest", "32"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+
+
+def test_a_home_that_is_not_ones_own_has_no_file(file, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    assert prices(CPU) == shipped_prices(CPU)
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(tmp_path, monkeypatch, capsys) -> None:
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    monkeypatch.setattr("ika_lightning.cli.calibrate.calibrate", lambda *_: pytest.fail("it was measured"))
+    for output in (blocked / "prices.json", tmp_path):
+        with pytest.raises(SystemExit):
+            main(["calibrate", "--device", "cpu", "--output", str(output)])
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert str(blocked if output == blocked / "prices.json" else output) in printed.err
+        assert printed.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,15 @@ def test_a_value_that_only_the_trainer_can_refuse(capsys):
     assert message.startswith("You selected an invalid accelerator name: `accelerator='abacus'`.")
 
 
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_where_there_is_none(capsys):
+    gpu = str(Path(__file__).parents[1] / "configs" / "trainer" / "gpu.yaml")
+    for options in (["--trainer.accelerator", "gpu"], ["--config", gpu]):
+        message = error_of(capsys, "fit", *TOY, *options)
+        assert message.startswith("--trainer.accelerator gpu: PyTorch finds no GPU that it can use; install its build")
+        assert message.endswith("or train without: --trainer.accelerator cpu")
+
+
 def test_options_of_an_unknown_model(capsys):
     message = error_of(capsys, "fit", "--data", "ToyData", "--model.layers=3")
     assert message.startswith("--model.layers: of which model? Add --model NAME, which may be ")

@@ -47,7 +47,7 @@ from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.attention.kernels import Kernel, RBFKernel, squared_distance
 from ika_lightning.attention.magnitude import Exponent, Magnitude
 from ika_lightning.attention.mask import Mask
-from ika_lightning.attention.operation import FLOOR, attend
+from ika_lightning.attention.operation import FLOOR, attend, without_autocast
 from ika_lightning.attention.regulariser import Regulariser
 from ika_lightning.attention.saved import add_exact_part
 from ika_lightning.attention.spectrum import DirectSpectrum, Spectrum, mean_key
@@ -179,7 +179,7 @@ class Core(nn.Module):
             key, value = (x.masked_fill(~mask.keys.mT, 0.0) for x in (key, value))
         if self.spectrum is None and self.kernel is None:
             return EncodedKeys(value, key, mask=mask.of_keys())
-        with torch.autocast(key.device.type, enabled=False):
+        with without_autocast(key.device):
             key = at_least_float32(key)
             features = None
             if self.spectrum is not None:
@@ -212,7 +212,7 @@ class Core(nn.Module):
         """
         mask = mask.with_keys(keys.mask)
         features = None
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             if self.kernel is not None and not isinstance(self.kernel, RBFKernel):
                 return self._attend_by_formula(self.kernel, query, keys, mask, dropout_p, need_weights)
             if self.kernel is not None or self.spectrum is not None:
@@ -363,7 +363,7 @@ class Core(nn.Module):
                 "call layer.eval(), or build the layer with another backend"
             )
         assert new.feature_map is not None
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             features = _checked(new.feature_map(at_least_float32(query)), query)
         outs = []
         # causal within the call, too

@@ -8,6 +8,7 @@ The letters, here and in every file of this package:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal, overload
 
@@ -145,7 +146,7 @@ def attend(call: Call, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
         ValueError: If the mask does not fit, there is no such backend, or it refuses the call.
     """
     call.mask.check(call.n, call.m)
-    with torch.autocast(call.device.type, enabled=False):
+    with without_autocast(call.device):
         parts = (call.query, call.key, call.query_features, call.key_features, call.value, call.log_magnitude)
         plain = not call.has_features and call.log_magnitude is None
         dtypes = {part.dtype for part in parts if part is not None}
@@ -154,6 +155,21 @@ def attend(call: Call, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
         out, weights = choose(computed, backend)(computed)
     dtype = call.value.dtype
     return out.to(dtype), weights.to(dtype) if weights is not None and call.need_weights else None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves operations on a device as they are; ``meta`` knows no autocast.
+
+    Args:
+        device: The device.
+
+    Example:
+        >>> with torch.autocast("cpu"), without_autocast(torch.device("cpu")):
+        ...     print((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        torch.float32
+    """
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def _widened(call: Call, dtype: torch.dtype) -> Call:

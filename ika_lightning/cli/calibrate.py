@@ -12,7 +12,7 @@ import torch
 from ika_lightning.attention.backends.calibration import LENGTHS, calibrate
 from ika_lightning.attention.backends.prices import device_name, read_prices, user_file
 from ika_lightning.cli.explain import UsageError
-from ika_lightning.output import write_output
+from ika_lightning.output import check_output, write_output
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +29,7 @@ def run(args: list[str]) -> None:
     Raises:
         UsageError: If an option is wrong, or there is no such device.
         ValueError: If there is a file that is not one of prices.
+        OSError: If the file cannot be written.
     """
     parser = _Parser(
         prog="python -m ika_lightning calibrate",
@@ -43,11 +44,12 @@ def run(args: list[str]) -> None:
         raise UsageError(f"--longest must be at least {LENGTHS[0]}, got {options.longest}")
     device = _device(options.device)
     # what is wrong with the file is said before the work
-    tables = read_prices(options.output) if options.output.exists() else {}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(options.output)
+    tables = read_prices(options.output) if options.output.is_file() else {}
     tables[device_name(device)] = calibrate(
         device, [length for length in LENGTHS if length <= options.longest], lambda line: print(line, flush=True)
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_output(options.output, (json.dumps(tables, indent=2) + "\n").encode())
     for name, price in tables[device_name(device)].items():
         print(f"{name:<32}{price:12.4g}")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -53,6 +54,11 @@ def user_message(error: BaseException) -> str | None:
     meant = raised_on_purpose(error)
     ours, lightnings = (meant and raised_by(error, package) for package in ("ika_lightning", "lightning"))
     match error:
+        case MisconfigurationException() if str(error) == "No supported gpu backend found!":
+            return (
+                "--trainer.accelerator gpu: PyTorch finds no GPU that it can use; install its build for your GPU "
+                f"(this is {torch.__version__}), or train without: --trainer.accelerator cpu"
+            )
         case UsageError() | Untrusted() | MisconfigurationException():
             return str(error)
         case OSError() if ours:

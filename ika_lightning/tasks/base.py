@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from ika_lightning.attention import attention_kl
 from ika_lightning.data.base import DataModule
@@ -30,6 +30,7 @@ from ika_lightning.data.messages import say
 from ika_lightning.internals import trainer_of
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.tasks.layers import name_layer
+from ika_lightning.tasks.mean import WeightedMean
 from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, read_checkpoint_file
@@ -126,13 +127,14 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         self.compiles = compile
         self.init_from = init_from
         self.lr: float | None = None
-        self.train_loss, self.train_kl = MeanMetric(), MeanMetric()
+        with self.data_device:
+            self.train_loss, self.train_kl = WeightedMean(), WeightedMean()
         # what the data had learned that the network was trained on; empty if that is not known
         self._encoding: dict[str, Any] = {}
         # that of the noise, once a training has begun
         self._seed: int | None = None
         # samples of the batch, on average over the processes
-        self._weight: Tensor = torch.zeros(())
+        self._weight: Tensor = torch.zeros((), device=self.data_device)
         # and of the batches so far of the update that is being made
         self._update_weight: Tensor | int = 0
 
@@ -271,7 +273,20 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         elif not self._missing_sizes(self.hparams):
             self._build()
 
+    @property
+    def data_device(self) -> torch.device:
+        """Where metrics and what the network answers from are: with it, or on the CPU while it is on ``meta``.
+
+        Lightning draws parameters that were built without data; what was measured or read it could not.
+        """
+        return torch.device("cpu") if self.device.type == "meta" else self.device
+
     def _build_for(self, data: Data, sizes: Mapping[str, Any], start: Start | None) -> None:
+        if start is not None and torch.get_default_device().type == "meta":
+            raise ValueError(
+                f"{start.source} has weights to start from, but the strategy builds the network without data and draws "
+                "its parameters; give another strategy, or start anew"
+            )
         self.hparams.update(sizes)
         if start is None and self.is_built:
             self._renew_metrics()
@@ -287,10 +302,11 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         self._renew_metrics()
 
     def _renew_metrics(self) -> None:
-        self.val_metrics, self.test_metrics = (
-            MetricCollection(self.make_metrics(), compute_groups=False).to(self.device)  # type: ignore[arg-type]
-            for _ in range(2)
-        )
+        with self.data_device:
+            self.val_metrics, self.test_metrics = (
+                MetricCollection(self.make_metrics(), compute_groups=False)  # type: ignore[arg-type]
+                for _ in range(2)
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the network as the checkpoint's was, and take the seed of its noise.

@@ -195,7 +195,7 @@ class Regression(Task[RegressionData]):
     def build(self) -> RowTransformer | Ensemble:
         """Make the network, and room for its context."""
         sizes = self.hparams
-        context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.device)
+        context = torch.zeros(sizes["num_context"], sizes["num_features"], device=self.data_device)
         self.register_buffer("context", context)
         self.register_buffer("context_target", context.new_zeros(len(context)) if sizes["context_targets"] else None)
         make = partial(
@@ -221,9 +221,9 @@ class Regression(Task[RegressionData]):
     def receive(self, data: RegressionData) -> None:
         """Take the context: features of training rows, and their targets. What was measured with another is void."""
         context, target = data.context, data.context_target
-        self.context = torch.empty(context.shape, device=self.device).copy_(context)
+        self.context = torch.empty(context.shape, device=self.data_device).copy_(context)
         if self.hparams["context_targets"]:
-            self.context_target = torch.empty(target.shape, device=self.device).copy_(target)
+            self.context_target = torch.empty(target.shape, device=self.data_device).copy_(target)
         self.intervals.scores = None
 
     def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:

@@ -113,7 +113,7 @@ def mixture(mean: Tensor, std: Tensor | None) -> Answer:
     as in deep ensembles (Lakshminarayanan et al. 2017).
 
     Args:
-        mean: The means of the parts, (n, ...).
+        mean: The means of the parts, (n, ...). Of half precision, the result is float32: parts may agree in all digits.
         std: Their standard deviations, (n, ...); None for parts without any, of which the spread of the means is left.
 
     Shapes:
@@ -124,6 +124,7 @@ def mixture(mean: Tensor, std: Tensor | None) -> Answer:
         >>> mean, std
         (tensor(3.), tensor(2.5000))
     """
+    mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
     spread = mean.var(0, correction=0)
     return Answer(mean.mean(0), (spread if std is None else spread + std.square().mean(0)).sqrt())
 

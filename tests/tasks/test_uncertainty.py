@@ -104,6 +104,14 @@ class TestMixture:
         mean = torch.tensor([[1.0, 3.0], [5.0, 3.0]])
         assert_close(mixture(mean, None), (torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0])))
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_of_half_precision_is_in_float32(self, dtype):
+        """The mean of 1 and the next number lies between them, and 300 squared is more than float16 holds."""
+        following = 1.0 + torch.finfo(dtype).eps
+        found = mixture(torch.tensor([[1.0, -300.0], [following, 300.0]], dtype=dtype), None)
+        spread = (following - 1.0) / 2.0
+        assert_close(found, (torch.tensor([1.0 + spread, 0.0]), torch.tensor([spread, 300.0])), rtol=1e-6, atol=0.0)
+
     def test_of_one_it_is_that_one(self):
         mean, std = torch.randn(1, 7, **DOUBLE), torch.rand(1, 7, **DOUBLE)
         assert_close(mixture(mean, std), (mean[0], std[0]))

@@ -94,7 +94,12 @@ def _prices(kind: str, index: int | None) -> dict[str, float]:
 @functools.cache
 def _read_once(kind: str, index: int | None) -> dict[str, float]:
     device, file = torch.device(kind if index is None else f"{kind}:{index}"), user_file()
-    measured = read_prices(file) if file.exists() else {}
+    try:
+        there = file.exists()
+    except PermissionError:
+        # the home of another user, as in containers: none of this one's files is in it
+        there = False
+    measured = read_prices(file) if there else {}
     return measured.get(device_name(device), shipped_prices(device))
 
 
@@ -118,14 +123,16 @@ def read_prices(file: Path) -> dict[str, dict[str, float]]:
     """Read the prices of devices by their names.
 
     Raises:
-        ValueError: If the file is not one that ``calibrate`` writes; the message says what is wrong.
+        ValueError: If it cannot be read or is not one that ``calibrate`` writes; the message says what is wrong.
     """
 
     def wrong(reason: str) -> ValueError:
-        return ValueError(f"{file}: {reason}; delete it, or write it anew with python -m ika_lightning calibrate")
+        return ValueError(f"{file}: {reason}; delete it, and python -m ika_lightning calibrate writes it anew")
 
     try:
         tables = json.loads(file.read_bytes())
+    except OSError as error:
+        raise wrong(f"it cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise wrong(f"this is no JSON ({error})") from None
     if not isinstance(tables, dict):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor
@@ -16,7 +17,7 @@ from torch_geometric.utils.sparse import set_sparse_value
 
 from ika_lightning.attention.backends.call import with_atom
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.graph.edges import neighbourhood_weights
+from ika_lightning.attention.graph.edges import neighbourhood_weights, segment_sum
 
 
 class KernelConv(MessagePassing):
@@ -85,12 +86,23 @@ class KernelConv(MessagePassing):
             raise ValueError(f"edge_attr is missing; this layer was made for edges of {self.edge_dim} features")
         return self._split_heads(self.lin_edge(edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr))
 
-    def _weights(self, similarity: Tensor, exponent: Tensor, query: Tensor, num_queries: int) -> Tensor:
+    def _weights(
+        self, similarity: Tensor, exponent: Tensor, query: Tensor, num_queries: int, starts: OptTensor
+    ) -> Tensor:
         """Put the atom beside what was sampled, normalise, and drop some weights in training."""
         share = self.core.share
         similarity = with_atom(similarity, None if share is None else share.to(similarity.dtype))
-        weights = neighbourhood_weights(similarity, exponent, query, num_queries)
+        weights = neighbourhood_weights(similarity, exponent, query, num_queries, starts)
         return F.dropout(weights, self.dropout, self.training)
+
+    def aggregate(self, inputs: Tensor, index: Tensor, ptr: OptTensor = None, dim_size: int | None = None) -> Tensor:
+        """Sum what neighbours send; where edges are sorted, without threads that wait for one another."""
+        # nodes after the last one with an edge may be missing
+        starts = None if ptr is None or ptr.numel() - 1 != dim_size else ptr
+        if starts is None or self.aggr not in ("add", "sum"):
+            return super().aggregate(inputs, index, starts, dim_size)
+        summed: Tensor = segment_sum(inputs, index, starts)
+        return summed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # until version 0.1, the spectrum was the layer's own
@@ -167,6 +179,16 @@ def number_of_graphs(graphs: OptPairTensor) -> int:
         3
     """
     return 0 if graphs[0] is None else 1 + max(int(x.max()) if x.numel() else 0 for x in graphs if x is not None)
+
+
+def without_guess(edge_index: Adj) -> Adj:
+    """Return edges as they are, but an ``EdgeIndex`` that was not told how many nodes there are as a tensor.
+
+    It would take them to end with the last one that has an edge.
+    """
+    return (
+        edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) and None in edge_index.sparse_size() else edge_index
+    )
 
 
 def with_values(edge_index: Adj, values: Tensor) -> Adj:

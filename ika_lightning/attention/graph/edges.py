@@ -79,7 +79,12 @@ def edge_similarity(
 
 
 def neighbourhood_weights(
-    similarity: Tensor, log_magnitude: Tensor, query: Tensor, num_queries: int, floor: float = FLOOR
+    similarity: Tensor,
+    log_magnitude: Tensor,
+    query: Tensor,
+    num_queries: int,
+    starts: Tensor | None = None,
+    floor: float = FLOOR,
 ) -> Tensor:
     r"""Normalise similarity x magnitude over the neighbours of each node.
 
@@ -88,17 +93,19 @@ def neighbourhood_weights(
         s_i = \max_{j'} \text{mag}_{ij'}
 
     One neighbour has :math:`e^0`, so no sum is below the floor, however large magnitudes or degrees are. The shift
-    cancels and needs no gradient.
+    cancels and needs no gradient. Sums over edges that are sorted are made segment by segment, each by one thread in
+    one order; over others, edges of a node are added as they come.
 
     Args:
         similarity: :math:`\rho`.
         log_magnitude: Logarithm of the magnitude of each pair.
         query: The node at which each edge attends.
         num_queries: How many nodes there are to attend, n.
+        starts: Where the edges of each node begin, and where they end; None if they are not sorted by these nodes.
         floor: Added to the squared similarity so that no neighbourhood vanishes.
 
     Shapes:
-        similarity, log_magnitude and the result (E, h); query (E,).
+        similarity, log_magnitude and the result (E, h); query (E,); starts (n + 1,).
 
     Example:
         >>> weights = neighbourhood_weights(torch.ones(3, 1), torch.zeros(3, 1), torch.tensor([0, 1, 1]), num_queries=2)
@@ -106,10 +113,33 @@ def neighbourhood_weights(
         tensor([1.0000, 0.5000, 0.5000])
     """
     sums = similarity.new_zeros(num_queries, similarity.size(-1))
-    index = query.unsqueeze(-1).expand_as(similarity)
-    shift = sums.scatter_reduce(0, index, log_magnitude.detach(), "amax", include_self=False)
+    if starts is None:
+        index = query.unsqueeze(-1).expand_as(similarity)
+        shift = sums.scatter_reduce(0, index, log_magnitude.detach(), "amax", include_self=False)
+    else:
+        shift = torch.segment_reduce(log_magnitude.detach(), "max", offsets=starts, unsafe=True)
     weight = (similarity.square() + floor) * (log_magnitude - shift.index_select(0, query)).exp()
-    return weight / sums.index_add(0, query, weight).index_select(0, query)
+    total = sums.index_add(0, query, weight) if starts is None else segment_sum(weight, query, starts)
+    return weight / total.index_select(0, query)
+
+
+def _sum_segments(x: Tensor, index: Tensor, starts: Tensor) -> Tensor:
+    return torch.segment_reduce(x, "sum", offsets=starts, unsafe=True)
+
+
+def _sum_segments_backward(x: Tensor, index: Tensor, starts: Tensor, out: Tensor, grad: Tensor) -> tuple[Tensor]:
+    return (grad.index_select(0, index),)
+
+
+def _plain_segments(x: Tensor, index: Tensor, starts: Tensor) -> Tensor:
+    return x.new_zeros(starts.numel() - 1, *x.shape[1:]).index_add(0, index, x)
+
+
+#: Sums rows (E, ...) over the edges of each node, given their nodes (E,) and where those of each start (n + 1,), to
+#: (n, ...). PyTorch's own sum of segments has no second derivative.
+segment_sum = differentiable_operator(
+    "segment_sum", _sum_segments, _sum_segments_backward, _plain_segments, 3, _plain_segments, batched=False
+)
 
 
 # --- Without edge features --------------------------------------------------------------------------------------------
@@ -272,9 +302,13 @@ def _edges_of_graphs(graph: Tensor, frequencies: Tensor) -> list[tuple[int, Tens
     Returns:
         For each block the number of the graph, the edges (b,), and the graph's frequencies.
     """
+    # of an edge
+    numbers = frequencies[0, ..., 0].numel()
+    if frequencies.size(0) == 1:
+        edges = torch.arange(len(graph), device=graph.device)
+        return [(0, edges[block], frequencies[0]) for block in _edge_blocks(edges, numbers)]
     order = graph.argsort(stable=True)
     sizes = torch.bincount(graph, minlength=frequencies.size(0)).tolist()
-    numbers = frequencies[0, ..., 0].numel()  # of an edge
     return [
         (number, edges[block], w)
         for number, (edges, w) in enumerate(zip(order.split(sizes), frequencies, strict=True))

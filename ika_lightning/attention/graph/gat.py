@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot, zeros
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size
-from torch_geometric.utils import add_self_loops, remove_self_loops
+from torch_geometric.utils import add_self_loops, is_torch_sparse_tensor, remove_self_loops
 
 from ika_lightning.attention.build import SpectrumName, build_core
 from ika_lightning.attention.core import at_least_float32
-from ika_lightning.attention.graph.base import KernelConv, means_of_joined, with_values
+from ika_lightning.attention.graph.base import KernelConv, means_of_joined, with_values, without_guess
 from ika_lightning.attention.graph.similarity import similarity_of_vector
 from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.attention.magnitude import Exponent, norm
+from ika_lightning.attention.operation import without_autocast
 from ika_lightning.attention.spectrum import Spectrum
 from ika_lightning.attention.start import Init
 
@@ -201,20 +202,24 @@ class KernelGATConv(KernelConv):
             count = self._check_input(edge_index, size)[1]
             target = source.new_zeros(source.size(0) if count is None else count, *source.shape[1:])
 
+        replaced = None
         if self.add_self_loops:
             # Where source and target nodes differ, those of one number are taken for the same node.
             nodes = min(source.size(0), target.size(0)) if size is None else min(size)
-            # to count what is left is all that an accelerator is waited for here, as in GATConv; edges that have their
-            # loops already, with add_self_loops=False, need none of it
-            edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
-            edge_index, edge_attr = add_self_loops(edge_index, edge_attr, self.fill_value, num_nodes=nodes)
+            # those who see the edges want each of them once
+            if return_attention_weights or self.explain or is_torch_sparse_tensor(edge_index):
+                edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
+                edge_index, edge_attr = add_self_loops(edge_index, edge_attr, self.fill_value, num_nodes=nodes)
+            else:
+                edge_index, edge_attr, replaced = with_self_loops(edge_index, edge_attr, self.fill_value, nodes)
         alpha = self.edge_updater(
-            edge_index,
+            without_guess(edge_index),
             queries=target,
             keys=source,
             edge_attr=edge_attr,
             graphs=self._graphs(batch),
             same=same or self.add_self_loops,
+            replaced=replaced,
         )
         out = self._join_heads(self.propagate(edge_index, x=(source, target), alpha=alpha, size=size))
         if self.res is not None and x_target is not None:
@@ -232,12 +237,14 @@ class KernelGATConv(KernelConv):
         same: bool,
         edge_index_i: Tensor,
         edge_index_j: Tensor,
+        ptr: OptTensor,
+        replaced: OptTensor,
     ) -> Tensor:
         """Return the weights (E, h)."""
         i, j, dtype, core = edge_index_i, edge_index_j, keys.dtype, self.core
         edges = self._project_edges(edge_attr)
         parts = (self.att_dst, self.att_src, self.att_edge)
-        with torch.autocast(keys.device.type, enabled=False):
+        with without_autocast(keys.device):
             queries, keys = at_least_float32(queries), at_least_float32(keys)
             edges = None if edges is None else at_least_float32(edges)
             vectors = [at_least_float32(part[0]) for part in parts if part is not None]
@@ -249,7 +256,9 @@ class KernelGATConv(KernelConv):
             vector = torch.cat(vectors, -1)
             similarity = similarity_of_vector(feature_map, vector, (queries, keys), edges, (i, j), graphs)
             exponent = self._exponent(vectors, queries, keys, edges, i, j)
-            weights = self._weights(similarity, exponent, i, queries.size(0))
+            if replaced is not None:
+                exponent = exponent.masked_fill(replaced.unsqueeze(-1), -math.inf)
+            weights = self._weights(similarity, exponent, i, queries.size(0), ptr)
         return weights.to(dtype)
 
     def _exponent(
@@ -282,3 +291,36 @@ class KernelGATConv(KernelConv):
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
         """Weigh what a neighbour sends."""
         return alpha.unsqueeze(-1) * x_j
+
+
+def with_self_loops(
+    edge_index: Tensor, edge_attr: OptTensor, fill_value: float | Tensor | str, nodes: int
+) -> tuple[Tensor, OptTensor, Tensor]:
+    """Give each node a self-loop, in place of those that it has, without counting these.
+
+    PyG's functions take out what is there; an accelerator has to be waited for, to hear how many edges are left.
+
+    Args:
+        edge_index: Edges, (2, E).
+        edge_attr: Their features, (E, k) or (E,); None if there are none.
+        fill_value: Features of the loops, as in :class:`KernelGATConv`.
+        nodes: How many nodes get one, n.
+
+    Returns:
+        The edges and then the loops, (2, E + n); their features; and which of them are replaced, (E + n,).
+
+    Example:
+        >>> edges, _, replaced = with_self_loops(torch.tensor([[0, 1], [1, 1]]), None, "mean", nodes=2)
+        >>> edges.tolist(), replaced.tolist()
+        ([[0, 1, 0, 1], [1, 1, 0, 1]], [False, True, False, False])
+    """
+    source, target = edge_index.unbind(0)
+    replaced = source == target
+    if edge_attr is not None:
+        # what a loop is filled with, edges that are replaced tell a node that there is not
+        elsewhere = target.masked_fill(replaced | (target >= nodes), nodes)
+        _, edge_attr = add_self_loops(torch.stack([source, elsewhere]), edge_attr, fill_value, num_nodes=nodes + 1)
+        edge_attr = edge_attr[:-1]
+    loops = torch.arange(nodes, device=edge_index.device)
+    ends = (torch.cat([end, loops]) for end in (source, target))
+    return torch.stack(list(ends)), edge_attr, torch.cat([replaced, replaced.new_zeros(nodes)])

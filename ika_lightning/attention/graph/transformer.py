@@ -11,10 +11,11 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor
 
 from ika_lightning.attention.build import SpectrumName, build_core
 from ika_lightning.attention.core import at_least_float32
-from ika_lightning.attention.graph.base import KernelConv, means_of_joined, with_values
+from ika_lightning.attention.graph.base import KernelConv, means_of_joined, with_values, without_guess
 from ika_lightning.attention.graph.similarity import similarity_of_nodes
 from ika_lightning.attention.kernels import RBFKernel
 from ika_lightning.attention.magnitude import Exponent
+from ika_lightning.attention.operation import without_autocast
 from ika_lightning.attention.spectrum import Spectrum
 from ika_lightning.attention.start import Init
 
@@ -127,7 +128,7 @@ class KernelTransformerConv(KernelConv):
         attended, attending = (x, x) if isinstance(x, Tensor) else x
         queries = self._split_heads(self.lin_query(attending))
         alpha = self.edge_updater(
-            edge_index,
+            without_guess(edge_index),
             queries=queries,
             keys=self._split_heads(self.lin_key(attended)),
             edge_attr=edge_attr,
@@ -154,11 +155,12 @@ class KernelTransformerConv(KernelConv):
         same: bool,
         edge_index_i: Tensor,
         edge_index_j: Tensor,
+        ptr: OptTensor,
     ) -> Tensor:
         """Return the weights (E, h)."""
         i, j, dtype, core = edge_index_i, edge_index_j, keys.dtype, self.core
         edges = self._project_edges(edge_attr)
-        with torch.autocast(keys.device.type, enabled=False):
+        with without_autocast(keys.device):
             queries, keys = at_least_float32(queries), at_least_float32(keys)
             edges = None if edges is None else at_least_float32(edges)
             mean_key = None
@@ -176,7 +178,7 @@ class KernelTransformerConv(KernelConv):
                 of_edges = keys.index_select(0, j) if edges is None else keys.index_select(0, j) + edges
                 scaled = core.scaled_query(queries.transpose(0, 1)).transpose(0, 1)
                 exponent = exponent + (scaled.index_select(0, i) * of_edges).sum(-1)
-            weights = self._weights(similarity, exponent, i, queries.size(0))
+            weights = self._weights(similarity, exponent, i, queries.size(0), ptr)
         return weights.to(dtype)
 
     def message(self, x_j: Tensor, alpha: Tensor, edge_attr: OptTensor) -> Tensor:

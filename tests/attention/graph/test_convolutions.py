@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
@@ -492,6 +493,29 @@ def test_options_mean_what_they_mean_for_gat_conv(options):
     assert_close(out, (message.flatten(1) if ours.concat else message.mean(1)) + rest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fill_value", [1.5, torch.tensor([0.5, -1.0, 0.0, 2.0]), "mean", "max", "add"], ids=str)
+@pytest.mark.parametrize("kind", ["copula", "softmax, learned p"])
+@pytest.mark.parametrize("case", ["bare", "features", "one feature", "fewer targets", "the other direction"])
+def test_self_loops_are_replaced_whoever_sees_the_edges(case, kind, fill_value):
+    """Weights that are asked for are of edges that were counted; else nobody waits for how many there are."""
+    dim = {"features": EDGE_DIM, "one feature": 1}.get(case)
+    if isinstance(fill_value, Tensor) and dim is not None:
+        fill_value = fill_value[:dim].double()
+    flow = {"flow": "target_to_source"} if case == "the other direction" else {}
+    channels = (IN, IN) if case == "fewer targets" else IN
+    conv = build("gat", channels, OUT, HEADS, edge_dim=dim, fill_value=fill_value, **flow, **KINDS[kind])
+    x = randn(1, NODES, IN).requires_grad_()
+    edge_index = torch.cat([graph(), graph()[:, :5], torch.tensor([[3, 3], [3, 3]])], 1)
+    nodes = (x, x[:4]) if case == "fewer targets" else x
+    edge_index = edge_index[:, edge_index[1] < 4] if case == "fewer targets" else edge_index
+    edge_attr = None if dim is None else randn(2, edge_index.size(1), dim).squeeze(-1).requires_grad_()
+    inputs = [x, *conv.parameters(), *([] if dim is None else [edge_attr])]
+    uncounted = value_and_gradients(conv(nodes, edge_index, edge_attr), *inputs)
+    out, (all_edges, _) = conv(nodes, edge_index, edge_attr, return_attention_weights=True)
+    assert all_edges.size(1) < edge_index.size(1) + NODES
+    assert_close(uncounted, value_and_gradients(out, *inputs))
+
+
 def _joined(conv: GATConv, x: Tensor, edge_index: Tensor, weights: Tensor) -> Tensor:
     message = conv.propagate(edge_index, x=(conv.lin(x).view(-1, HEADS, OUT),) * 2, alpha=weights)
     return message.flatten(1) if conv.concat else message.mean(1)
@@ -507,6 +531,8 @@ def test_every_form_of_a_graph_gives_the_same(layer, edge_dim):
     edge_attr = None if edge_dim is None else randn(2, edge_index.size(1), edge_dim)
     expected = conv(x, edge_index, edge_attr)
     size = (NODES, NODES)
+    # the last node has no edge, and is not known of
+    assert_close(conv(x, EdgeIndex(edge_index, sort_order="col"), edge_attr), expected)
     assert_close(conv(x, EdgeIndex(edge_index, sparse_size=size, sort_order="col"), edge_attr), expected)
     assert_close(conv((x, x), edge_index, edge_attr), expected)
     if layer == "gat":
@@ -516,6 +542,40 @@ def test_every_form_of_a_graph_gives_the_same(layer, edge_dim):
         out, (sparse, weights) = conv(x, adjacency.to_sparse_csr(), return_attention_weights=True)
         assert_close(out, expected)
         assert sparse.values().shape == weights.shape
+
+
+class Atomic(TorchDispatchMode):
+    """Notes operations in which an accelerator's threads wait to add to one number, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation._schema.name.removeprefix("aten::")
+        if name.startswith(("index_add", "scatter", "index_put")):
+            self.found.add(name)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@with_and_without_features
+@every_layer
+def test_edges_that_are_sorted_are_summed_without_atomics(layer, edge_dim, flow):
+    options = {"add_self_loops": False} if layer == "gat" else {}
+    conv = build(layer, flow=flow, edge_dim=edge_dim, **options, **few)
+    order, row = ("col", 1) if flow == "source_to_target" else ("row", 0)
+    edge_index = graph()[:, graph()[row].argsort(stable=True)]
+    ordered = EdgeIndex(edge_index, sparse_size=(NODES, NODES), sort_order=order)
+    x, edge_attr = randn(1, NODES, IN).requires_grad_(), None if edge_dim is None else randn(2, EDGES, edge_dim)
+    with Atomic() as atomic:
+        out = conv(x, ordered, edge_attr)
+    assert atomic.found == set()
+    with Atomic() as atomic:
+        expected = conv(x, edge_index, edge_attr)
+    assert atomic.found
+    parameters = (x, *conv.parameters())
+    assert_close(value_and_gradients(out, *parameters), value_and_gradients(expected, *parameters))
 
 
 @every_layer
@@ -617,9 +677,11 @@ def test_can_be_explained(layer, algorithm):
     assert mask.shape == (EDGES,)
     assert mask.max() > 0
     if isinstance(algorithm, AttentionExplainer):
-        apart, _ = remove_self_loops(edge_index) if layer == "gat" else (edge_index, None)
+        # a self-loop is replaced by that which is added
+        apart = (edge_index[0] != edge_index[1]) | (layer != "gat")
         _, (_, weights) = explainer.model(x, edge_index, return_attention_weights=True)
-        assert_close(mask[: apart.size(1)], weights[: apart.size(1)].amax(-1))
+        assert_close(mask[apart], weights[: apart.sum()].amax(-1))
+        assert mask[~apart].eq(0).all()
 
 
 # ----- any graph

@@ -77,6 +77,14 @@ def test_gradcheck(case):
     assert torch.autograd.gradcheck(edge_similarity, CASES[case])
 
 
+def test_sums_of_segments_are_an_operator_of_pytorch():
+    x, node = randn(1, EDGES, HEADS, WIDTH).requires_grad_(), index(3, QUERIES).sort().values
+    starts = torch.searchsorted(node, torch.arange(QUERIES + 1))
+    found = edges.segment_sum(x, node, starts)
+    assert_close(found, torch.zeros(QUERIES, HEADS, WIDTH).double().index_add(0, node, x))
+    torch.library.opcheck(torch.ops.ika_lightning.segment_sum.default, (x, node, starts))
+
+
 @every_case
 def test_is_an_operator_of_pytorch(case):
     name = "edge_similarity_with_features" if "features" in case else "edge_similarity"
@@ -195,3 +203,21 @@ class TestWeights:
     def test_gradcheck(self):
         inputs = randn(1, EDGES, HEADS).requires_grad_(), randn(2, EDGES, HEADS).requires_grad_()
         assert torch.autograd.gradcheck(lambda *x: neighbourhood_weights(*x, index(3, QUERIES), QUERIES), inputs)
+
+    def test_are_the_same_of_edges_that_are_sorted(self):
+        """Where each node's edges start is told; the first and the last have none."""
+        query = 1 + index(3, QUERIES).sort().values
+        starts = torch.searchsorted(query, torch.arange(QUERIES + 3))
+        inputs = randn(1, EDGES, HEADS).requires_grad_(), 9.0 * randn(2, EDGES, HEADS).requires_grad_()
+
+        def weights(known: Tensor | None) -> Tensor:
+            return neighbourhood_weights(*inputs, query, QUERIES + 2, known)
+
+        assert_close(weights(starts), weights(None))
+        found, expected = (
+            torch.autograd.grad(weights(known).pow(3).sum(), inputs, create_graph=True) for known in (starts, None)
+        )
+        assert_close(found, expected)
+        again = [torch.autograd.grad(sum(x.pow(3).sum() for x in first), inputs) for first in (found, expected)]
+        assert_close(*again)
+        assert torch.autograd.gradcheck(lambda *x: neighbourhood_weights(*x, query, QUERIES + 2, starts), inputs)
