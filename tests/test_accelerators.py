@@ -107,6 +107,7 @@ CALLS: dict[str, Callable[[nn.Module], Any]] = {
     **dict.fromkeys(("DirectSpectrum", "ImplicitSpectrum"), of_spectrum),
     "GaussianCopula": of_parts((2, HEADS, WIDTH)),
     **dict.fromkeys(("OddGenerator", "TwoLayers", "Linear"), of_parts((7, WIDTH))),
+    "PeriodicEmbedding": of_parts((7, 3)),
     "Magnitude": of_parts((2, HEADS, 7, WIDTH)),
     "Embedding": lambda embedding: embedding(numbers(11, 2, 7)),
     **dict.fromkeys(
