@@ -376,6 +376,20 @@ class Core(nn.Module):
         return torch.cat(outs, -2).to(query.dtype), cache
 
 
+def kernel_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return what the attention of a model has learned of its kernels: all but projections.
+
+    Args:
+        module: Any module that contains layers of this package, or cores of them.
+
+    Example:
+        >>> from ika_lightning.attention import RBF
+        >>> [tuple(parameter.shape) for parameter in kernel_parameters(RBF(8, 2))]
+        [(2, 1, 1)]
+    """
+    return [parameter for core in module.modules() if isinstance(core, Core) for parameter in core.parameters()]
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return x in float32 or float64: phases and magnitudes lose their meaning in half precision.
 

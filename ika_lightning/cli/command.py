@@ -216,6 +216,8 @@ class Command(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # data is encoded by the tokenizer of the model's encoder; tasks without one have neither
+        parser.link_arguments("model.init_args.pretrained", "data.init_args.pretrained")
         if self.fits:
             for section, callback in list(GROUPS.items())[1:]:
                 parser.add_lightning_class_args(callback, section)
@@ -344,6 +346,8 @@ class Command(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         try:
+            if not self.fits:
+                self._expect(Path(self.config[subcommand].ckpt_path))
             super()._run_subcommand(subcommand)
         except SIGTERMException:
             if self.trainer.is_global_zero:
@@ -358,6 +362,11 @@ class Command(LightningCLI):
             # with NCCL only.
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+    def _expect(self, path: Path) -> None:
+        """Tell the model what it is about to be loaded from."""
+        if isinstance(self.model, Task):
+            self.model.expect(read_checkpoint(path), self.datamodule)
 
     def _last_checkpoint(self) -> str:
         """An ending for what is said when a training is left: what to go on from, if there is something."""
@@ -390,9 +399,8 @@ class Command(LightningCLI):
                     callback.run = run
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and run.checkpoints is not None:
                     callback.dirpath = str(run.checkpoints)
-            if run.checkpoint is not None and isinstance(self.model, Task):
-                # its weights are in the checkpoint, and what it once started from may be gone
-                self.model.init_from = None
+            if run.checkpoint is not None:
+                self._expect(run.checkpoint)
             trainer.fit(ckpt_path=run.checkpoint if wanted else ckpt_path, **kwargs)
 
     def _check_batch_size_finder(self) -> None:
