@@ -254,6 +254,7 @@ class Command(LightningCLI):
             given, options = _early_options(words)
             files = [Path(file) for file in given.config]
             sections = [read_file(file) for file in files]
+            _check_links([place for file in sections for place, _ in named_places(file)], options)
             configs = [str(file) for file in files] if self.fits else [_of_file(part) for part in sections]
             if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
                 configs = self._checkpoint_config(given, options, sections) + configs
@@ -495,6 +496,12 @@ def _named_in(options: list[str]) -> Iterator[tuple[str, str]]:
     for option, following in zip(options, [*options[1:], ""], strict=True):
         key, given, value = option.removeprefix("--").partition("=")
         yield from named_places(parse_option(value if given else following), join_places("", key))
+
+
+def _check_links(places: list[str], options: list[str]) -> None:
+    """Refuse that data is given what it takes from the model, which would be overridden in silence."""
+    if "data.pretrained" in [*places, *(place for place, _ in _named_in(options))]:
+        raise UsageError("--data.pretrained: data takes it from the model; say it once, as --model.pretrained")
 
 
 def _of_file(sections: dict[str, Any]) -> str:

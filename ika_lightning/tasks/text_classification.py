@@ -396,6 +396,7 @@ class TextClassification(Task[TextClassificationData]):
                 "probabilities": "the probability of each class, in their order",
             },
             encoding=data.learned.describe(),
+            most={} if self.hparams["encoder"] is None else {"tokens": count_positions(self.hparams["encoder"])},
         )
 
     def pictures(self) -> Figures:
