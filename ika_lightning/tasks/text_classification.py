@@ -272,7 +272,9 @@ class TextClassification(Task[TextClassificationData]):
             return
         self._check_source(checkpoint)
         self.pretrained = None
-        self.hparams["encoder"] = self._sizes_in(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY], "the checkpoint")["encoder"]
+        self.hparams["encoder"] = self._sizes_in(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY], "the checkpoint")[
+            "encoder"
+        ]
         state = checkpoint.get(type(data).__qualname__)
         if state and not data.is_fitted:
             data.load_state_dict(state)

@@ -5,17 +5,17 @@ import json
 
 import pytest
 import torch
+from tiny_encoders import configuration, make_encoder, minilm
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
 from ika_lightning.attention.core import kernel_parameters
 from ika_lightning.hub import ENCODERS, read_config, read_tokenizer, read_weights
-from tests.encoders import configuration, make_encoder, minilm
 
 pytest.importorskip("transformers")
 
-from ika_lightning.models.pretrained import PretrainedClassifier  # noqa: E402
+from ika_lightning.models.pretrained import PretrainedClassifier
 
 FEW = {"num_samples": 5}
 LAYERS = [DotProduct, RBF, *(functools.partial(layer, **FEW) for layer in (IKANDirect, IKAN, MIKAN))]
