@@ -1,8 +1,8 @@
 """Pretrained encoders of text as data: what there is of one in a folder, or by its name on Hugging Face's hub.
 
-What is read becomes text and tensors, which a checkpoint can hold: a tokenizer and a configuration as JSON, and weights.
-Nothing of the folder is run. Needs the extra ``huggingface`` (``pip install 'ika-lightning[huggingface]'``), which is
-imported when something is read, and not before.
+What is read becomes text and tensors, which a checkpoint can hold: a tokenizer and a configuration as JSON, and
+weights. Nothing of the folder is run. Needs the extra ``huggingface`` (``pip install 'ika-lightning[huggingface]'``),
+which is imported when something is read, and not before.
 """
 
 from __future__ import annotations

@@ -89,15 +89,16 @@ def take_other_special(folder: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], object], str]] = [
     (remove("config.json"), r"has no config.json that says a model_type; give a folder that save_pretrained has"),
-    (lambda folder: (folder / "config.json").write_text("{"), r"cannot be read \(.*config.json.* is not a valid JSON file\); gi"),
+    (lambda folder: (folder / "config.json").write_text("{"),
+     r"cannot be read \(.*config.json.* is not a valid JSON"),
     (lambda folder: edit(folder / "config.json", model_type="mpnet"),
      r"is of model type 'mpnet', whose attention cannot be replaced; those that can be are bert, camembert, distil"),
     (lambda folder: edit(folder / "config.json", is_decoder=True), r"is a decoder \(is_decoder is true in its config"),
     (remove(WEIGHTS), r"the weights of .* cannot be read \(.*no file named model.safetensors.*\); give a folder that"),
-    (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:3000]), r"the weights of .* cannot"),
+    (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:3000]), r"the weights of .* ca"),
     (lose_a_weight, r"the weights of .* lack encoder.layer.1.output.dense.weight; give a folder that save_pretrained"),
-    (lambda folder: edit(folder / "config.json", hidden_size=24), r"the weights of .* cannot be read \(.*; give a folde"),
-    (remove("tokenizer.json", "tokenizer_config.json"), r"has no tokenizer \(tokenizer.json, or a vocabulary\); give a"),
+    (lambda folder: edit(folder / "config.json", hidden_size=24), r"the weights of .* cannot be read \(.*; give a f"),
+    (remove("tokenizer.json", "tokenizer_config.json"), r"has no tokenizer \(tokenizer.json, or a vocabulary\); give"),
     (lambda folder: (folder / "tokenizer.json").write_text("{}"), r"the tokenizer of .* cannot be read \(.*\); give a"),
     (take_other_special, r"the tokenizer of .* has no tokens for padding and around a text, which encoders need; give"),
 ]  # fmt: skip
@@ -117,9 +118,7 @@ def test_a_folder_that_is_not_there(source: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     for read in (read_tokenizer, read_config, read_weights):
-        with pytest.raises(
-            ValueError, match=f"^pretrained: there is no folder {source}; give that of an encoder, or a"
-        ):
+        with pytest.raises(ValueError, match=f"^pretrained: there is no folder {source}; give that of an encoder, or"):
             read(source)
 
 
@@ -127,9 +126,7 @@ def test_a_folder_that_is_not_there(source: str, tmp_path: Path, monkeypatch: py
 def test_a_name_without_a_connection(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for read in (read_tokenizer, read_config):
-        with pytest.raises(
-            ValueError, match=rf"there is no folder {name}, and .* cannot be had from the hub \(.*\); gi"
-        ):
+        with pytest.raises(ValueError, match=rf"there is no folder {name}, and .* cannot be had from the hub \(.*\)"):
             read(name)
 
 

@@ -135,8 +135,8 @@ class TextEncoder:
         return {
             "how": [
                 HOW_TO_TOKENIZE,
-                "Put the ids of 'first' before those of a text and the ids of 'last' after them, and cut the text, so that "
-                "all are max_length at most; a text that is then without any is the id of 'empty' alone.",
+                "Put the ids of 'first' before those of a text and the ids of 'last' after them, and cut the text, so "
+                "that all are max_length at most; a text that is then without any is the id of 'empty' alone.",
                 "Fill up shorter texts of a batch at their ends, with the id of padding.",
             ],
             "tokenizer": self.tokenizer.describe(),

@@ -505,8 +505,8 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         scheduler = self.scheduler(optimizer)
         if isinstance(scheduler, OneCycleLR | CyclicLR) and len(rates) > 1:
             raise ValueError(
-                f"scheduler: {type(scheduler).__name__} has one highest learning rate for all parameters, but they have "
-                f"{', '.join(f'{rate:.3g}' for rate in sorted(rates))}; take another, such as WarmupCosine"
+                f"scheduler: {type(scheduler).__name__} has one highest learning rate for all parameters, but they "
+                f"have {', '.join(f'{rate:.3g}' for rate in sorted(rates))}; take another, such as WarmupCosine"
             )
         if self.lr is not None and isinstance(scheduler, OneCycleLR):
             # whose highest rate is an argument of its own

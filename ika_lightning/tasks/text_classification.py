@@ -288,8 +288,8 @@ class TextClassification(Task[TextClassificationData]):
         before, here = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}, self.hparams["pretrained"]
         if before.get("pretrained") != here:
             raise ValueError(
-                f"the checkpoint was trained with pretrained={before.get('pretrained')!r}, and holds that encoder; here "
-                f"pretrained={here!r}: leave it out, or say the same, which need not be there any more"
+                f"the checkpoint was trained with pretrained={before.get('pretrained')!r}, and holds that encoder; "
+                f"here pretrained={here!r}: leave it out, or say the same, which need not be there any more"
             )
 
     def adapt(self, start: Start, data: TextClassificationData) -> tuple[dict[str, Tensor], str]:

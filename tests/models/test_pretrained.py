@@ -123,7 +123,7 @@ def test_every_parameter_is_used():
 
 
 def test_layers_of_others_are_refused():
-    with pytest.raises(ValueError, match="attention must make a layer of this package, .*, got a MultiheadAttention"):
+    with pytest.raises(ValueError, match=r"attention must make a layer of this package, .*, got a MultiheadAttention"):
         classifier("bert", nn.MultiheadAttention)
 
 
