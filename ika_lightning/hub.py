@@ -8,6 +8,7 @@ which is imported when something is read, and not before.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,7 +146,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     from transformers import AutoModel
 
     def read() -> tuple[PreTrainedModel, dict[str, Any]]:
-        return AutoModel.from_pretrained(  # type: ignore[no-any-return]
+        return AutoModel.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **_without_pooler(config)
         )
 
@@ -197,7 +198,7 @@ _WHOLE = "give a folder that save_pretrained has written, with config.json, mode
 def _config_of(settings: Mapping[str, Any], what: str) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING
 
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
     if kind not in ENCODERS:
         raise ValueError(
             f"{what} is of model type {kind!r}, whose attention cannot be replaced; those that can be are "
@@ -212,11 +213,9 @@ def _config_of(settings: Mapping[str, Any], what: str) -> PreTrainedConfig:
 
 def _without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
     """The argument that leaves out a layer on top for the first token, of which nothing here makes use."""
-    import inspect
-
     from transformers import MODEL_MAPPING
 
-    takes = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    takes = inspect.signature(MODEL_MAPPING[type(config)]).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from ika_lightning.models.pretrained import PretrainedClassifier
 
 # How the optimizer trains where nobody says which.
-_FROM_NOTHING = {"lr": 0.002, "weight_decay": 0.1}
-_FINE_TUNING = {"lr": 0.0001, "weight_decay": 0.01}
+_FROM_NOTHING = partial(torch.optim.AdamW, lr=0.002, weight_decay=0.1)
+_FINE_TUNING = partial(torch.optim.AdamW, lr=0.0001, weight_decay=0.01)
 
 # Arguments of a network that starts from nothing, of which an encoder has its own.
 _OF_NETWORK = (
@@ -170,7 +170,7 @@ class TextClassification(Task[TextClassificationData]):
         encoder: str | None = None,
     ) -> None:
         (pretrained,) = plain(pretrained)
-        default = partial(torch.optim.AdamW, **(_FROM_NOTHING if pretrained is None else _FINE_TUNING))
+        default = _FROM_NOTHING if pretrained is None else _FINE_TUNING
         super().__init__(optimizer or default, scheduler, kl_weight, compile, init_from)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}")
@@ -303,10 +303,11 @@ class TextClassification(Task[TextClassificationData]):
                     "model the options that it was trained with"
                 )
             note = "the encoder has the weights that it ended with"
-        elif weights["embed.weight"].shape[1:] == self.net.embed.weight.shape[1:]:
+        elif isinstance(self.net, TextClassifier):
             known, words = read_words(start, "tokenizer"), data.tokenizer.words
-            weights["embed.weight"], shared = carry_rows(weights["embed.weight"], known, self.net.embed.weight, words)
-            note = f"{shared} of the {len(words)} tokens of the new vocabulary keep their vectors"
+            if weights["embed.weight"].shape[1:] == (table := self.net.embed.weight).shape[1:]:
+                weights["embed.weight"], shared = carry_rows(weights["embed.weight"], known, table, words)
+                note = f"{shared} of the {len(words)} tokens of the new vocabulary keep their vectors"
         if start.hparams["classes"] != data.classes:
             weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
             note += f", and the classifier starts anew, for the classes {quoted(data.classes)}"

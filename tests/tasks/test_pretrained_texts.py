@@ -28,7 +28,7 @@ FIT = ["fit", *QUIET, "--model", "TextClassification", "--data", "TextClassifica
 FIT += ["--data.max_length", str(POSITIONS), "--data.batch_size", "13", "--model.pretrained", "encoder"]
 FIT += ["--model.attention=IKANDirect", "--model.attention.num_samples=5", "--pictures", "0"]
 # a schedule that ends with the training would know where it is stopped
-FIT += ["--model.kernel_lr", "0.01", "--last.every_n_train_steps", "3", "--model.scheduler", "null"]
+FIT += ["--model.kernel_lr", "0.01", "--model.scheduler", "null"]
 SMALL = functools.partial(IKANDirect, num_samples=5)
 
 
@@ -42,7 +42,7 @@ def write_texts(file: str, classes: str = "xy") -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained for two epochs, one that was stopped in the middle of the second, and no encoder."""
+    """A run that was trained for two epochs, one that was stopped after the first, and no encoder."""
     folder = tmp_path_factory.mktemp("pretrained")
     with chdir(folder), warnings.catch_warnings():
         write_texts("texts.tsv")
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_encoder(Path("encoder"), "roberta")
         write_encoder(Path("other"), "bert")
         main([*FIT, "--trainer.max_epochs", "2"])
-        main([*FIT, "--trainer.max_epochs", "2", "--trainer.max_steps", "6"])
+        main([*FIT, "--trainer.max_epochs", "1"])
         Path("encoder").rename("away")
         Path("new.txt").write_text("the red dog\n\nblue cat" + " a" * POSITIONS + "\n")
     return folder
