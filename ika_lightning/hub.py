@@ -215,7 +215,8 @@ def _without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
     """The argument that leaves out a layer on top for the first token, of which nothing here makes use."""
     from transformers import MODEL_MAPPING
 
-    takes = inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    # typed as several, which model types of other tasks have
+    takes = inspect.signature(MODEL_MAPPING[type(config)]).parameters  # type: ignore[arg-type]
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 
