@@ -77,9 +77,10 @@ class TextClassification(Task[TextClassificationData]):
     tokenizer, the mean over its tokens, and a linear classifier. The core of ``attention`` is put in the place of the
     encoder's own, with all weights as they are (:class:`~ika_lightning.models.pretrained.PretrainedClassifier`): with
     the layers of this package as they are by default, the encoder answers what it did, to rounding, and the kernels
-    grow from there; ``DotProduct`` is its own attention. The first group of arguments below is then the encoder's, and
-    must be left out; its configuration and tokenizer go into checkpoints, which do without the folder. The data is
-    given the same ``pretrained``, which the command line does by itself.
+    grow from there; ``DotProduct`` is its own attention. The encoder has what ``width`` to ``freeze_vectors`` say of
+    other networks, and they must be left out. The data is given the same ``pretrained``, which the command line does by
+    itself. Configuration and tokenizer go into checkpoints, which do without the folder; in Python, a training that
+    goes on without it takes model and data from there, by ``load_from_checkpoint``.
 
     Args:
         attention: The attention layer, called with (width, num_heads).
