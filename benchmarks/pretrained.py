@@ -55,6 +55,9 @@ class Measured(NamedTuple):
 
 def build(fit: Fit, pretrained: str, root: str | None) -> tuple[TextClassification, TextClassificationData, Trainer]:
     """Build what the configuration says, with the attention of the fit."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     config = yaml.safe_load((HERE.parent / "configs" / "text_classification" / f"{fit.data}_minilm.yaml").read_text())
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     if fit.attention != model["attention"]["class_path"]:
@@ -147,9 +150,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many fits of each")
     parser.add_argument("--root", help="folder of the benchmark data; by default IKA_DATA, else the cache folder")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     fits = [
         Fit(data, attention, seed)
         for data in arguments.data
