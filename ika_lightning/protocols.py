@@ -7,7 +7,7 @@ reports ask by ``isinstance``, and do without where there is nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -95,6 +95,7 @@ class Program:
         meaning: What each input and output is, in a sentence. It and axes may tell of inputs that this model has not.
         encoding: How raw data becomes inputs, as strings, numbers, lists and dicts.
         note: What a user might miss in it; empty if nothing.
+        most: The largest sizes of dynamic axes, by what they are called, where there is one.
     """
 
     module: nn.Module
@@ -103,6 +104,7 @@ class Program:
     meaning: Mapping[str, str]
     encoding: Mapping[str, Any]
     note: str = ""
+    most: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from tiny_encoders import write_encoder
 
 ROOT = Path(__file__).parents[1]
 
@@ -373,3 +374,34 @@ def test_the_page_of_pictures_shows_what_is_made_for_it(load) -> None:
     }
     assert made == {file.name for file in (ROOT / "docs" / "pictures").iterdir()}
     assert all(f"(pictures/{name})" in (ROOT / "docs" / "pictures.md").read_text() for name in made)
+
+
+class TestPretrained:
+    @pytest.fixture
+    def quick(self, load, tmp_path, monkeypatch):
+        """The benchmark with a configuration of one step."""
+        benchmark = load("pretrained")
+        folder = tmp_path / "configs" / "text_classification"
+        folder.mkdir(parents=True)
+        config = yaml.safe_load((ROOT / "configs" / "text_classification" / "trec_minilm.yaml").read_text())
+        config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 1}
+        config["data"]["init_args"]["max_length"] = 19
+        (folder / "trec_minilm.yaml").write_text(yaml.safe_dump(config))
+        for function in (benchmark.build, benchmark.known, benchmark.measure_all):
+            monkeypatch.setitem(function.__globals__, "HERE", tmp_path / "benchmarks")
+            monkeypatch.setitem(function.__globals__, "RESULTS", tmp_path / "results" / "pretrained.csv")
+        return benchmark
+
+    @pytest.mark.filterwarnings("ignore:.* of the .* texts")
+    def test_a_fit_is_measured_once(self, quick, benchmark_root, tmp_path, monkeypatch, capsys):
+        encoder = str(write_encoder(tmp_path / "encoder"))
+        fits = [quick.Fit("trec", attention, 0) for attention in quick.ATTENTIONS]
+        results = quick.measure_all(fits, encoder, str(benchmark_root))
+        for fit, measured in results.items():
+            assert measured.val_accuracy * 5.45 == pytest.approx(round(measured.val_accuracy * 5.45), abs=1e-3)
+            assert measured.test_accuracy * 5 == pytest.approx(round(measured.test_accuracy * 5), abs=1e-3)
+            assert measured.minutes > 0 and fit in fits
+        monkeypatch.setitem(quick.measure_all.__globals__, "measure", None)
+        assert quick.measure_all(fits, encoder, str(benchmark_root)) == results
+        quick.show(results, fits)
+        assert "| trec | IKANDirect | " in capsys.readouterr().out

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from tiny_encoders import write_encoder
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
@@ -87,10 +88,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         data["Translation"].append("--model.attention=DotProduct")
         for task, options in data.items():
             main(["fit", "--model", task, "--data", f"{task}Data", *options, *QUIET, *SMALL])
+        texts = ["--model", "TextClassification", "--data", "TextClassificationData", *data["TextClassification"][:4]]
+        encoder = str(write_encoder(Path("encoder"), "roberta"))
+        main(["fit", *texts, "--model.pretrained", encoder, *QUIET, *SMALL])
         Path("away").mkdir()
-        for file in Path().glob("*.*"):
+        for file in [*Path().glob("*.*"), Path("encoder")]:
             file.rename(Path("away", file))
-        return {task: Path(f"runs/{task.lower()}/version_0/checkpoints/best.ckpt").resolve() for task in data}
+        runs = {task: f"{task.lower()}/version_0" for task in data} | {"pretrained": "textclassification/version_1"}
+        return {name: Path(f"runs/{run}/checkpoints/best.ckpt").resolve() for name, run in runs.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -150,13 +155,14 @@ def test_a_table(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.filterwarnings("ignore:.* of the .* texts")
+@pytest.mark.parametrize("model", ["TextClassification", "pretrained"])
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_texts(trained, suffix: str) -> None:
-    export(trained["TextClassification"], f"model.{suffix}")
+def test_texts(trained, suffix: str, model: str) -> None:
+    export(trained[model], f"model.{suffix}")
     # a special token as text, an E with its accent apart, one token, none, and more than max_length
     texts = ["bad <pad> 😀", "E\u0301LAN good", "good", "\u200b", "one two three four bad good bad good"]
     Path("new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    wanted = predict(trained["TextClassification"], "--input", "new.txt")
+    wanted = predict(trained[model], "--input", "new.txt")
     answers = read_alone("texts", suffix, {"texts": texts})
     for row, probabilities in zip(wanted, answers["probabilities"], strict=True):
         expected = [float(row["probability_a"]), float(row["probability_b"])]

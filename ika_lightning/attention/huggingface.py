@@ -24,7 +24,7 @@ _UNSUPPORTED = ("position_bias", "softcap", "s_aux")
 
 def attach_kernel_attention(
     model: PreTrainedModel,
-    attention: type[MultiheadAttention],
+    attention: Callable[[int, int], MultiheadAttention],
     *,
     inputs: dict[str, Tensor] | None = None,
     name: str = "ikan",
@@ -42,17 +42,19 @@ def attach_kernel_attention(
 
     Args:
         model: A model whose attention goes through ``transformers.AttentionInterface``, as nearly all do.
-        attention: The class of layers whose core is used.
+        attention: The class of layers whose core is used, or anything else that makes such a layer when it is called
+            with the width of all heads and the number of heads.
         inputs: What to run the model with; if None, ``model.dummy_inputs``, or for a model of images a black one of the
             size that its configuration tells.
         name: Name of the attention implementation, see :func:`register_kernel_attention`.
-        **options: Arguments of that class's constructor, such as p and num_samples.
+        **options: Further arguments of it, such as p and num_samples.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If no module of the model attends through the interface, or the model does not run without inputs.
+        ValueError: If no module of the model attends through the interface, the model does not run without inputs, or
+            the layer is none of this package.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -65,8 +67,12 @@ def attach_kernel_attention(
     """
     sizes = _measure_heads(model, inputs, name)
     for module, (num_heads, head_dim) in sizes.items():
-        core = attention(num_heads * head_dim, num_heads, **options).core
-        module.kernel_core = core.to(next(module.parameters())).train(module.training)
+        layer = attention(num_heads * head_dim, num_heads, **options)
+        if not isinstance(layer, MultiheadAttention):
+            raise ValueError(
+                f"attention must make a layer of this package, whose core is put in, got a {type(layer).__name__}"
+            )
+        module.kernel_core = layer.core.to(next(module.parameters())).train(module.training)
     return model
 
 

@@ -216,6 +216,8 @@ class Command(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # data is encoded by the tokenizer of the model's encoder; tasks without one have neither
+        parser.link_arguments("model.init_args.pretrained", "data.init_args.pretrained")
         if self.fits:
             for section, callback in list(GROUPS.items())[1:]:
                 parser.add_lightning_class_args(callback, section)
@@ -252,6 +254,7 @@ class Command(LightningCLI):
             given, options = _early_options(words)
             files = [Path(file) for file in given.config]
             sections = [read_file(file) for file in files]
+            _check_links([place for file in sections for place, _ in named_places(file)], options)
             configs = [str(file) for file in files] if self.fits else [_of_file(part) for part in sections]
             if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
                 configs = self._checkpoint_config(given, options, sections) + configs
@@ -344,6 +347,8 @@ class Command(LightningCLI):
     @override
     def _run_subcommand(self, subcommand: str) -> None:
         try:
+            if not self.fits:
+                self._expect(Path(self.config[subcommand].ckpt_path))
             super()._run_subcommand(subcommand)
         except SIGTERMException:
             if self.trainer.is_global_zero:
@@ -358,6 +363,11 @@ class Command(LightningCLI):
             # with NCCL only.
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
+
+    def _expect(self, path: Path) -> None:
+        """Tell the model what it is about to be loaded from."""
+        if isinstance(self.model, Task):
+            self.model.expect(read_checkpoint(path), self.datamodule)
 
     def _last_checkpoint(self) -> str:
         """An ending for what is said when a training is left: what to go on from, if there is something."""
@@ -390,9 +400,8 @@ class Command(LightningCLI):
                     callback.run = run
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and run.checkpoints is not None:
                     callback.dirpath = str(run.checkpoints)
-            if run.checkpoint is not None and isinstance(self.model, Task):
-                # its weights are in the checkpoint, and what it once started from may be gone
-                self.model.init_from = None
+            if run.checkpoint is not None:
+                self._expect(run.checkpoint)
             trainer.fit(ckpt_path=run.checkpoint if wanted else ckpt_path, **kwargs)
 
     def _check_batch_size_finder(self) -> None:
@@ -487,6 +496,12 @@ def _named_in(options: list[str]) -> Iterator[tuple[str, str]]:
     for option, following in zip(options, [*options[1:], ""], strict=True):
         key, given, value = option.removeprefix("--").partition("=")
         yield from named_places(parse_option(value if given else following), join_places("", key))
+
+
+def _check_links(places: list[str], options: list[str]) -> None:
+    """Refuse that data is given what it takes from the model, which would be overridden in silence."""
+    if "data.pretrained" in [*places, *(place for place, _ in _named_in(options))]:
+        raise UsageError("--data.pretrained: data takes it from the model; say it once, as --model.pretrained")
 
 
 def _of_file(sections: dict[str, Any]) -> str:

@@ -326,7 +326,9 @@ FORMATS = {
 
 def _sizes(program: Program) -> dict[str, dict[int, Dim]]:
     """The dynamic axes of the inputs, as PyTorch wants to hear of them."""
-    sizes = {label: Dim(label) for axes in program.axes.values() for label in axes.values()}
+    sizes = {
+        label: Dim(label, max=program.most.get(label)) for axes in program.axes.values() for label in axes.values()
+    }
     return {name: {axis: sizes[label] for axis, label in program.axes[name].items()} for name in program.example}
 
 

@@ -34,6 +34,8 @@ KINDS = {
     "correlation": "How far the heads draw the same frequencies: 0 is independent, 1 together, -1 opposite.",
     "magnitude": "How much keys ask for attention whatever the query is, and over how many keys a head spreads it.",
 }
+# Most characters of an argument that is shown.
+_LONGEST_FACT = 200
 _STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2 { font-weight: 600; } img { max-width: 100%; display: block; margin: .5rem 0 1.5rem; }
@@ -146,7 +148,8 @@ def _facts(
             options = [f"{key}={option}" for key, option in (value.get("init_args") or {}).items()]
             value = f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"
         if isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
-            facts.append((name, str(value)))
+            # the configuration of a whole encoder is for no reader
+            facts += [(name, text)] if len(text := str(value)) <= _LONGEST_FACT else []
     return facts
 
 

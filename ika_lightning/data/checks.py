@@ -1,13 +1,15 @@
 """Checks of arguments and predictions that several data modules have."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ika_lightning.data.datasets import DataSet, names_of
 from ika_lightning.data.messages import quoted
 
-__all__ = ["check_choices", "check_fractions", "check_least", "check_shape", "check_source"]
+__all__ = ["check_choices", "check_fractions", "check_least", "check_shape", "check_source", "check_unchanged"]
 
 
 def check_source(kind: type[DataSet], own: str, name: str | None, path: str | None, *others: str | None) -> None:
@@ -83,6 +85,30 @@ def check_choices(**values: tuple[str | None, Sequence[str]]) -> None:
     for argument, (value, allowed) in values.items():
         if value is not None and value not in allowed:
             raise ValueError(f"{argument} must be one of {quoted(allowed)}, got {value!r}")
+
+
+def check_unchanged(owner: Callable[..., Any], given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    """Check that arguments are what they are by default.
+
+    Args:
+        owner: What takes them.
+        given: Their values.
+        names: Which of them to look at.
+        why: Says why no other value makes sense.
+
+    Raises:
+        ValueError: If one is something else.
+
+    Example:
+        >>> check_unchanged(sorted, {"reverse": True}, ["reverse"], "these are in order already")
+        Traceback (most recent call last):
+        ...
+        ValueError: these are in order already; leave out reverse=True
+    """
+    defaults = inspect.signature(owner).parameters
+    for name in names:
+        if given[name] != defaults[name].default:
+            raise ValueError(f"{why}; leave out {name}={given[name]!r}")
 
 
 def check_shape(predictions: Tensor, shape: tuple[int, ...], what: str) -> None:

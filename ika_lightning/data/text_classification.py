@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ika_lightning.data.base import DataModule, plain
-from ika_lightning.data.checks import check_least, check_source
+from ika_lightning.data.checks import check_least, check_source, check_unchanged
 from ika_lightning.data.datasets import TextSet, find_dataset
 from ika_lightning.data.labelled import Column, Labelled
 from ika_lightning.data.loader import LengthSampler, Loader, update_shares
@@ -45,11 +45,14 @@ class TextClassificationData(DataModule[Labelled, TextEncoder, Tokens, TextBatch
         test_fraction: Share of the rows for testing, in the same way.
         fold: Test on this one of the ``folds`` equal parts instead of on ``test_fraction``, from 0.
         folds: How many parts there are for ``fold``.
+        pretrained: A folder of a pretrained encoder, or its name on Hugging Face's hub, whose tokenizer takes the place
+            of a vocabulary that is learned. On the command line, ``--model.pretrained`` says it for model and data.
         unit: A vocabulary of whole words (``"word"``) or of parts of words (``"subword"``).
         vocab_size: Most tokens in the vocabulary.
         min_count: How often a token has to occur in training to be in the vocabulary.
         lowercase: Fold case.
-        max_length: Most tokens of a text; what comes after is cut off.
+        max_length: Most tokens of a text, with those that the tokenizer of an encoder puts around it; what comes after
+            is cut off.
         batch_size: Texts in a batch.
         root: Folder of the benchmarks; by default ``IKA_DATA``, else the user's cache folder.
         seed: Seed of splits and batches, 0 or more.
@@ -82,6 +85,7 @@ class TextClassificationData(DataModule[Labelled, TextEncoder, Tokens, TextBatch
         test_fraction: float = 0.1,
         fold: int | None = None,
         folds: int = 10,
+        pretrained: str | None = None,
         unit: Literal["word", "subword"] = "word",
         vocab_size: int = 30_000,
         min_count: int = 1,
@@ -92,13 +96,17 @@ class TextClassificationData(DataModule[Labelled, TextEncoder, Tokens, TextBatch
         seed: int = 0,
     ) -> None:
         super().__init__()
-        path, val_path, test_path, predict_path, root = plain(path, val_path, test_path, predict_path, root)
+        path, val_path, test_path, predict_path = plain(path, val_path, test_path, predict_path)
+        root, pretrained = plain(root, pretrained)
         self.save_hyperparameters()
-        self.test_path, self.predict_path = test_path, predict_path
+        self.test_path, self.predict_path, self.pretrained = test_path, predict_path, pretrained
         self.unit, self.batch_size, self.seed = unit, batch_size, seed
         known = None if name is None else find_dataset(name, TextSet, "--data.path FILE")
         check_source(TextSet, "--data.path FILE", name, path, test_path, predict_path)
         check_least(batch_size=(batch_size, 1))
+        if pretrained is not None:
+            learned = ("unit", "vocab_size", "min_count", "lowercase")
+            check_unchanged(TextClassificationData, self.hparams, learned, "pretrained brings a vocabulary of its own")
         self.corpus = TextCorpus(
             dataset=known,
             path=path,
@@ -110,6 +118,7 @@ class TextClassificationData(DataModule[Labelled, TextEncoder, Tokens, TextBatch
             test_fraction=test_fraction,
             fold=fold,
             folds=folds,
+            pretrained=pretrained,
             unit=unit,
             vocab_size=vocab_size,
             min_count=min_count,

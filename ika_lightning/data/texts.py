@@ -21,6 +21,7 @@ from ika_lightning.data.loader import LengthSampler, pad
 from ika_lightning.data.messages import none_held_out, quoted, say
 from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.tokenizer import HOW_TO_TOKENIZE, PADDING, UNKNOWN, Tokenizer
+from ika_lightning.hub import read_tokenizer
 
 __all__ = ["TextBatch", "TextCorpus", "TextEncoder", "Tokens"]
 
@@ -32,16 +33,18 @@ class TextBatch(NamedTuple):
         tokens: (b, n) int64, at least one token a text, then padding.
         label: (b,) int64, the number of the class; -1 where unknown.
         row: (b,) int64, 0-based row among the texts of the same part.
+        padding: The token that they are padded with.
     """
 
     tokens: Tensor
     label: Tensor
     row: Tensor
+    padding: int = PADDING
 
     @property
     def counts(self) -> dict[str, Any]:
         """How many texts and tokens this is."""
-        return {"texts": len(self.tokens), "tokens": (self.tokens != 0).sum()}
+        return {"texts": len(self.tokens), "tokens": (self.tokens != self.padding).sum()}
 
 
 class Tokens(NamedTuple):
@@ -50,10 +53,12 @@ class Tokens(NamedTuple):
     Args:
         tokens: Those of each text, one at least.
         labels: (r,) int64, the number of the class of each; -1 where unknown.
+        padding: The token that batches are padded with.
     """
 
     tokens: list[list[int]]
     labels: Tensor
+    padding: int = PADDING
 
     @property
     def lengths(self) -> np.ndarray:
@@ -66,7 +71,8 @@ class Tokens(NamedTuple):
         Args:
             index: Which, (b,) int64.
         """
-        return TextBatch(pad([self.tokens[row] for row in index.tolist()]), self.labels[index], index)
+        tokens = pad([self.tokens[row] for row in index.tolist()], self.padding)
+        return TextBatch(tokens, self.labels[index], index, self.padding)
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,28 @@ class TextEncoder:
     Args:
         tokenizer: The vocabulary.
         classes: The classes, in the order of their numbers.
-        max_length: Most tokens of a text; what comes after is cut off.
+        max_length: Most tokens of a text, with those that the tokenizer puts around it; what comes after is cut off.
+
+    Raises:
+        ValueError: If max_length leaves no room for the text.
     """
 
     tokenizer: Tokenizer
     classes: list[str]
     max_length: int
+
+    def __post_init__(self) -> None:
+        if self.room < 1:
+            around = len(self.tokenizer.first) + len(self.tokenizer.last)
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room for a text between the {around} tokens that its "
+                f"tokenizer puts around it; give --data.max_length {around + 1} or more"
+            )
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a text without those around it."""
+        return self.max_length - len(self.tokenizer.first) - len(self.tokenizer.last)
 
     def encode(self, texts: Sequence[str], what: str) -> list[list[int]]:
         """The tokens of texts, one at least; a warning counts those that are cut, and those without any.
@@ -90,18 +112,19 @@ class TextEncoder:
             texts: The texts.
             what: What the warning calls them.
         """
-        encoded = self.tokenizer.encode(texts)
+        encoded, first, last = self.tokenizer.encode(texts), self.tokenizer.first, self.tokenizer.last
         if empty := sum(not tokens for tokens in encoded):
+            read_as = "the special tokens around it" if first or last else "one unknown token"
             warnings.warn(
-                f"{empty} of the {len(encoded)} {what} have no token; each is read as one unknown token", stacklevel=2
+                f"{empty} of the {len(encoded)} {what} have no token; each is read as {read_as}", stacklevel=2
             )
-        if long := sum(len(tokens) > self.max_length for tokens in encoded):
+        if long := sum(len(tokens) > self.room for tokens in encoded):
             warnings.warn(
                 f"{long} of the {len(encoded)} {what} have more than {self.max_length} tokens and are cut there; "
                 "see --data.max_length",
                 stacklevel=2,
             )
-        return [tokens[: self.max_length] or [UNKNOWN] for tokens in encoded]
+        return [[*first, *tokens[: self.room], *last] or [UNKNOWN] for tokens in encoded]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it."""
@@ -112,11 +135,17 @@ class TextEncoder:
         return {
             "how": [
                 HOW_TO_TOKENIZE,
-                "Keep the first max_length ids of a text; one without any is the id of unknown alone.",
+                "Put the ids of 'first' before those of a text and the ids of 'last' after them, and cut the text, so "
+                "that all are max_length at most; a text that is then without any is the id of 'empty' alone.",
                 "Fill up shorter texts of a batch at their ends, with the id of padding.",
             ],
             "tokenizer": self.tokenizer.describe(),
-            "ids": {"padding": PADDING, "unknown": UNKNOWN},
+            "ids": {
+                "padding": self.tokenizer.padding,
+                "first": self.tokenizer.first,
+                "last": self.tokenizer.last,
+                "empty": UNKNOWN,
+            },
             "max_length": self.max_length,
             "classes": self.classes,
         }
@@ -171,6 +200,7 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
     test_fraction: float = 0.1
     fold: int | None = None
     folds: int = 10
+    pretrained: str | None = None
     unit: Literal["word", "subword"] = "word"
     vocab_size: int = 30_000
     min_count: int = 1
@@ -255,10 +285,13 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
         return self.read_labelled(path, learned.classes if learned else ())
 
     def learn(self, train: Labelled) -> TextEncoder:
-        """Learn vocabulary and classes."""
-        tokenizer = Tokenizer.learn(
-            train.texts, unit=self.unit, size=self.vocab_size, min_count=self.min_count, lowercase=self.lowercase
-        )
+        """Learn vocabulary and classes, or classes alone, where a pretrained encoder has a vocabulary."""
+        if self.pretrained is not None:
+            tokenizer = Tokenizer(read_tokenizer(self.pretrained))
+        else:
+            tokenizer = Tokenizer.learn(
+                train.texts, unit=self.unit, size=self.vocab_size, min_count=self.min_count, lowercase=self.lowercase
+            )
         return TextEncoder(tokenizer, in_order(train.labels), self.max_length)
 
     def restore(self, state: dict[str, Any]) -> TextEncoder:
@@ -271,9 +304,10 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
         Raises:
             ValueError: If a class was not there in training.
         """
-        if part == "predict":
-            return Tokens(learned.encode(found.texts, "texts to predict"), torch.full((len(found.texts),), -1))
-        return Tokens(learned.encode(found.texts, f"{part} texts"), learned.number(found))
+        known = part != "predict"
+        tokens = learned.encode(found.texts, f"{part} texts" if known else "texts to predict")
+        labels = learned.number(found) if known else torch.full((len(found.texts),), -1)
+        return Tokens(tokens, labels, learned.tokenizer.padding)
 
     def fingerprints(self, parts: Mapping[str, Labelled]) -> dict[str, str]:
         """Those of labels and texts of each part."""

@@ -34,8 +34,16 @@ class Tokenizer:
     Words that the vocabulary lacks become the unknown token. Parts of words are byte-pair encodings (Sennrich et al.
     2016) of the text's bytes, so there is no unknown text, and :meth:`decode` gives back what was encoded.
 
+    That of a pretrained encoder (:func:`ika_lightning.hub.read_tokenizer`) is one, too, with tokens that it puts around
+    every text.
+
     Args:
         state: What :meth:`state` of another one gave.
+
+    Attributes:
+        padding: The token that texts are padded with.
+        first: The tokens that come before those of a text, none in a vocabulary that was learned here.
+        last: Those that come after.
 
     Example:
         >>> tokenizer = Tokenizer.learn(["a rose is a rose"], unit="word", size=100)
@@ -48,8 +56,14 @@ class Tokenizer:
     """
 
     def __init__(self, state: str) -> None:
+        self._state = state
         self._tokenizer = tokenizers.Tokenizer.from_str(state)
         self._tokenizer.encode_special_tokens = True  # a text with "<pad>" in it is not padding
+        padding = self._tokenizer.padding
+        self.padding: int = PADDING if padding is None else padding["pad_id"]
+        # what it is padded with is known now, and batches pad
+        self._tokenizer.no_padding()
+        self.first, self.last = self._special_around()
 
     @classmethod
     def learn(
@@ -110,7 +124,7 @@ class Tokenizer:
 
     def state(self) -> str:
         """Everything there is to know about this tokenizer, as JSON: a checkpoint keeps it."""
-        return self._tokenizer.to_str()
+        return self._state
 
     def describe(self) -> dict[str, Any]:
         """The same as lists and dicts, as the ``tokenizers`` library reads it from JSON."""
@@ -134,10 +148,16 @@ class Tokenizer:
 
     def names(self, tokens: Sequence[int]) -> list[str]:
         """Return each token as a person would read it, for the axes of a picture."""
-        return [_SPECIAL[token] if token < len(_SPECIAL) else self._tokenizer.decode([token]) for token in tokens]
+        return [self._tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
 
     @property
     def words(self) -> list[str]:
         """The tokens of the vocabulary, in the order of their numbers."""
         numbers = self._tokenizer.get_vocab()
         return sorted(numbers, key=numbers.__getitem__)
+
+    def _special_around(self) -> tuple[list[int], list[int]]:
+        """The tokens before those of a text, and those after."""
+        encoded = self._tokenizer.encode("a")
+        own = [place for place, special in enumerate(encoded.special_tokens_mask) if not special]
+        return (encoded.ids[: own[0]], encoded.ids[own[-1] + 1 :]) if own else (encoded.ids, [])

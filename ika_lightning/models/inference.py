@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ika_lightning.models.encoder_decoder import EncoderDecoder
 from ika_lightning.models.graph import GraphNetwork
-from ika_lightning.models.text import TextClassifier
 
 __all__ = ["ContextRegressor", "NextTokens", "NodeProbabilities", "TextProbabilities"]
 
@@ -22,17 +21,18 @@ class TextProbabilities(nn.Module):
     Example:
         >>> import torch
         >>> from ika_lightning.attention import IKAN
+        >>> from ika_lightning.models import TextClassifier
         >>> net = TextClassifier(11, 3, width=8, depth=1, num_heads=2, attention=IKAN)
         >>> TextProbabilities(net)(torch.tensor([[4, 7, 2, 9], [5, 1, 0, 0]]))["probabilities"].shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, net: TextClassifier) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return ``logits`` and ``probabilities`` (b, c) of texts (b, n), padded with 0."""
+        """Return ``logits`` and ``probabilities`` (b, c) of texts (b, n), padded at their ends."""
         return _probabilities(self.net(tokens))
 
 

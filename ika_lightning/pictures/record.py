@@ -223,7 +223,8 @@ def attention_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Core]]:
     found: dict[str, tuple[nn.Module, Core]] = {}
     for name, module in modules.items():
         if isinstance(module, Core):
-            owner = name.removesuffix("core").removesuffix(".")
+            # that of a model of transformers has a name of its own
+            owner = name.removesuffix("kernel_core").removesuffix("core").removesuffix(".")
             over_edges = hasattr(modules[owner], "register_edge_update_forward_hook")
             found[owner] = (modules[owner] if over_edges else module, module)
     return found

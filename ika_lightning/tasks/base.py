@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
 from ika_lightning.attention import attention_kl
@@ -187,6 +187,17 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     def receive(self, data: Data) -> None:
         """Take from the data what the network answers from, besides weights."""
+
+    def expect(self, checkpoint: Mapping[str, Any], data: Data) -> None:
+        """Prepare to be loaded by a trainer, which looks at the data first: nothing is read that the checkpoint has.
+
+        What a training once started from may be gone.
+
+        Args:
+            checkpoint: What is in the file.
+            data: The data, before its ``setup``.
+        """
+        self.init_from = None
 
     def adapt(self, start: Start, data: Data) -> tuple[dict[str, Tensor], str]:
         """Make the weights of a network that has learned other data fit this task's network for new data.
@@ -503,10 +514,16 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler; one that waits for a plateau watches :data:`MONITOR`."""
-        optimizer = self.optimizer(self.parameters(), **({} if self.lr is None else {"lr": self.lr}))
+        optimizer = self.make_optimizer(**({} if self.lr is None else {"lr": self.lr}))
         if self.scheduler is None:
             return optimizer
+        rates = {float(group["lr"]) for group in optimizer.param_groups}
         scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, OneCycleLR | CyclicLR) and len(rates) > 1:
+            raise ValueError(
+                f"scheduler: {type(scheduler).__name__} has one highest learning rate for all parameters, but they "
+                f"have {', '.join(f'{rate:.3g}' for rate in sorted(rates))}; take another, such as WarmupCosine"
+            )
         if self.lr is not None and isinstance(scheduler, OneCycleLR):
             # whose highest rate is an argument of its own
             scheduler = self.scheduler(optimizer, max_lr=self.lr)  # type: ignore[call-arg]
@@ -514,6 +531,14 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": MONITOR}}
         interval = "step" if isinstance(scheduler, WarmupCosine) else self.scheduler_interval
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def make_optimizer(self, **options: Any) -> Optimizer:
+        """Build the optimizer of all parameters.
+
+        Args:
+            **options: A learning rate in the place of its own.
+        """
+        return self.optimizer(self.parameters(), **options)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step a scheduler, and tell one that ends with the training how far it is."""

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from ika_lightning.attention import MIKAN
+from ika_lightning.attention.parameters import kernel_parameters
 from ika_lightning.data import TextClassificationData
+from ika_lightning.data.base import plain
+from ika_lightning.data.checks import check_unchanged
 from ika_lightning.data.messages import quoted
-from ika_lightning.data.text_classification import TextBatch
+from ika_lightning.data.texts import TextBatch, TextEncoder
 from ika_lightning.data.tokenizer import UNKNOWN
 from ika_lightning.data.vectors import read_vectors
+from ika_lightning.hub import count_positions, read_config, read_weights
 from ika_lightning.models import AttentionFactory, TextClassifier
 from ika_lightning.models.inference import TextProbabilities
 from ika_lightning.models.text import Pooling
@@ -31,6 +37,31 @@ from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
 from ika_lightning.tasks.start import Start, carry_rows, read_words
 
+if TYPE_CHECKING:
+    from ika_lightning.models.pretrained import PretrainedClassifier
+
+# How the optimizer trains where nobody says which.
+_FROM_NOTHING = partial(torch.optim.AdamW, lr=0.002, weight_decay=0.1)
+_FINE_TUNING = partial(torch.optim.AdamW, lr=0.0001, weight_decay=0.01)
+
+# Arguments of a network that starts from nothing, of which an encoder has its own.
+_OF_NETWORK = (
+    "width",
+    "depth",
+    "num_heads",
+    "ffn_width",
+    "embed_dim",
+    "window",
+    "pooling",
+    "dropout",
+    "embed_dropout",
+    "word_dropout",
+    "vectors",
+    "freeze_vectors",
+)
+# And those that make sense with an encoder alone.
+_OF_ENCODER = ("frozen_layers", "layer_decay", "encoder")
+
 
 class TextClassification(Task[TextClassificationData]):
     r"""Tell the class of a text.
@@ -41,6 +72,15 @@ class TextClassification(Task[TextClassificationData]):
     is printed after a test, and a text of each validation in TensorBoard.
 
     A prediction does not depend on what is in the batch with it, and evaluation gives the same answer twice.
+
+    The network starts from nothing; or, with ``pretrained``, from an encoder that was trained on other texts, with its
+    tokenizer, the mean over its tokens, and a linear classifier. The core of ``attention`` is put in the place of the
+    encoder's own, with all weights as they are (:class:`~ika_lightning.models.pretrained.PretrainedClassifier`): with
+    the layers of this package as they are by default, the encoder answers what it did, to rounding, and the kernels
+    grow from there; ``DotProduct`` is its own attention. The encoder has what ``width`` to ``freeze_vectors`` say of
+    other networks, and they must be left out. The data is given the same ``pretrained``, which the command line does by
+    itself. Configuration and tokenizer go into checkpoints, which do without the folder; in Python, a training that
+    goes on without it takes model and data from there, by ``load_from_checkpoint``.
 
     Args:
         attention: The attention layer, called with (width, num_heads).
@@ -57,21 +97,30 @@ class TextClassification(Task[TextClassificationData]):
         vectors: A text file of word vectors, as GloVe and word2vec write them, to start from; how many words of the
             vocabulary it has is printed. Other words start at random.
         freeze_vectors: Leave all word vectors as they start.
+        pretrained: A folder of a pretrained encoder, as ``save_pretrained`` of ``transformers`` writes it, or its name
+            on Hugging Face's hub. Takes the extra ``huggingface``.
+        frozen_layers: How many layers of the encoder, from the bottom, stay as they are, with the embeddings below.
+        layer_decay: What the learning rate of a layer of the encoder is multiplied with for the layer below it, in
+            (0, 1]; the embeddings are the lowest.
+        kernel_lr: The learning rate of what attention learns of its kernels, which may have to move much further than
+            the weights of an encoder; that of the optimizer if None.
         class_weights: Weight of each class in the training loss, in the order of the classes, or ``"balanced"``: the
             rarer in training, the heavier, with a mean of 1 over the training texts.
         label_smoothing: Share of the target's probability that all classes get alike.
         kl_weight: Weight of the attention's regulariser.
-        optimizer: Called with the parameters.
+        optimizer: Called with the parameters; None is AdamW, with a learning rate of 0.002 and a weight decay of 0.1,
+            or, for an encoder, of 0.0001 and 0.01.
         scheduler: Called with the optimizer and stepped each epoch; None keeps the learning rate.
         compile: Compile the network with ``torch.compile`` for training, which takes a C++ compiler.
         init_from: A checkpoint whose weights a new training starts from. The vocabulary is that of the new texts; words
             that both know keep their vectors, and for other classes the classifier starts anew.
         num_tokens: Number of tokens. This and the classes are taken from the data.
         classes: Names of the classes.
+        encoder: The configuration of the encoder, as JSON. It is read from ``pretrained``.
 
     Raises:
-        ValueError: If label_smoothing is not in [0, 1), a class weight is not positive, or both vectors and init_from
-            are given.
+        ValueError: If label_smoothing is not in [0, 1), a class weight or learning rate is not positive, both vectors
+            and init_from are given, or arguments of an encoder and of a network that starts from nothing.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -82,11 +131,11 @@ class TextClassification(Task[TextClassificationData]):
         >>> trainer.fit(TextClassification(MIKAN, width=16, depth=1, num_heads=2), data)
     """
 
-    net: TextClassifier
+    net: TextClassifier | PretrainedClassifier
     data_class = TextClassificationData
     # the width of word vectors is that of their file
-    sizes = ("num_tokens", "classes", "embed_dim")
-    optional_sizes = ("embed_dim",)
+    sizes = ("num_tokens", "classes", "embed_dim", "encoder")
+    optional_sizes = ("embed_dim", "encoder")
     encoding = ("tokenizer", "classes")
     headline = "accuracy"
     recipe = Recipe(updates=700)
@@ -106,46 +155,93 @@ class TextClassification(Task[TextClassificationData]):
         word_dropout: float = 0.0,
         vectors: str | None = None,
         freeze_vectors: bool = False,
+        pretrained: str | None = None,
+        frozen_layers: int = 0,
+        layer_decay: float = 1.0,
+        kernel_lr: float | None = None,
         class_weights: Literal["balanced"] | list[float] | None = None,
         label_smoothing: float = 0.1,
         kl_weight: float = 0.01,
-        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=0.002, weight_decay=0.1),
+        optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = WarmupCosine,
         compile: bool = False,
         init_from: str | None = None,
         num_tokens: int | None = None,
         classes: list[str] | None = None,
+        encoder: str | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
+        (pretrained,) = plain(pretrained)
+        default = _FROM_NOTHING if pretrained is None else _FINE_TUNING
+        super().__init__(optimizer or default, scheduler, kl_weight, compile, init_from)
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be at least 0 and less than 1, got {label_smoothing}")
         if isinstance(class_weights, list) and not all(weight > 0.0 for weight in class_weights):
             raise ValueError(f"class_weights must all be positive, got {class_weights}")
         if vectors is not None and init_from is not None:
             raise ValueError(f"vectors={vectors!r} and init_from={init_from!r} both say how words start; leave out one")
+        if kernel_lr is not None and not kernel_lr > 0.0:
+            raise ValueError(f"kernel_lr must be positive, got {kernel_lr}")
+        if not 0.0 < layer_decay <= 1.0:
+            raise ValueError(f"layer_decay must be in (0, 1], got {layer_decay}")
         self.save_hyperparameters(ignore=UNSAVED)
+        if pretrained is None:
+            why = "there is no encoder, which --model.pretrained names"
+            check_unchanged(TextClassification, self.hparams, _OF_ENCODER, why)
+        else:
+            why = "pretrained brings an encoder of its own size, pooling and dropout"
+            check_unchanged(TextClassification, self.hparams, _OF_NETWORK, why)
         self.save_arguments("attention")
         self.attention = find_layer(attention)
         self.vectors, self.class_weights, self.label_smoothing = vectors, class_weights, label_smoothing
+        self.layer_decay, self.kernel_lr = layer_decay, kernel_lr
+        # where the encoder is read from, as long as nothing else brings it
+        self.pretrained = pretrained
         # of the classes, once a training has begun; no buffer, which averages of weights would have to know before
         self.weights: Tensor | None = None
         # rows of the vocabulary, and their vectors, for a network that is about to be built
         self._vectors: tuple[Tensor, Tensor] | None = None
+        # and the weights of its encoder
+        self._pretrained: dict[str, Tensor] | None = None
         # of the last validation
         self._confusion: Tensor | None = None
 
     def read_sizes(self, data: TextClassificationData) -> dict[str, Any] | None:
-        """Return vocabulary and classes of the training texts, and the width of word vectors that a file brings."""
+        """Return vocabulary and classes of the training texts, and what files bring: word vectors, or an encoder."""
         if not data.has_training_data:
             return None
-        sizes: dict[str, Any] = {"num_tokens": data.vocab_size, "classes": data.classes}
-        if self.vectors is not None and self.trainer.training and not self.is_built:
+        if data.pretrained != self.hparams["pretrained"]:
+            raise ValueError(
+                f"the model has pretrained={self.hparams['pretrained']!r} and the data pretrained={data.pretrained!r}; "
+                "give both the same, for an encoder knows the tokens of its own tokenizer alone"
+            )
+        sizes = {name: self.hparams[name] for name in self.sizes}
+        sizes |= {"num_tokens": data.vocab_size, "classes": data.classes}
+        starts = self.trainer.training and not self.is_built
+        if self.vectors is not None and starts:
             self._vectors = self._read_vectors(self.vectors, data)
             sizes["embed_dim"] = self._vectors[1].size(1)
-        return {"embed_dim": self.hparams["embed_dim"], **sizes}
+        if self.pretrained is not None and not self.is_built:
+            sizes["encoder"] = read_config(self.pretrained)
+            self._pretrained = read_weights(self.pretrained) if starts and self.init_from is None else None
+        if sizes["encoder"] is not None:
+            _check_fit(sizes["encoder"], data.learned)
+        return sizes
 
-    def build(self) -> TextClassifier:
-        """Make the network, with the word vectors that were read for it."""
+    def build(self) -> TextClassifier | PretrainedClassifier:
+        """Make the network, with the word vectors or the weights of an encoder that were read for it."""
+        return self._build_from_nothing() if self.hparams["encoder"] is None else self._build_pretrained()
+
+    def _build_pretrained(self) -> PretrainedClassifier:
+        from ika_lightning.models.pretrained import PretrainedClassifier
+
+        sizes = self.hparams
+        net = PretrainedClassifier(sizes["encoder"], len(sizes["classes"]), self.attention, sizes["frozen_layers"])
+        if self._pretrained is not None:
+            net.load_encoder(self._pretrained)
+            self._pretrained = None
+        return net
+
+    def _build_from_nothing(self) -> TextClassifier:
         sizes = self.hparams
         net = TextClassifier(
             sizes["num_tokens"],
@@ -170,17 +266,73 @@ class TextClassification(Task[TextClassificationData]):
             self._vectors = None
         return net
 
+    def expect(self, checkpoint: Mapping[str, Any], data: TextClassificationData) -> None:
+        """Take encoder and tokenizer from the checkpoint, and not from where they came from."""
+        super().expect(checkpoint, data)
+        if self.hparams["pretrained"] is None:
+            return
+        self._check_source(checkpoint)
+        self.pretrained = None
+        self.hparams["encoder"] = self._sizes_in(checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY], "the checkpoint")[
+            "encoder"
+        ]
+        state = checkpoint.get(type(data).__qualname__)
+        if state and not data.is_fitted:
+            data.load_state_dict(state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another encoder."""
+        self._check_source(checkpoint)
+        super().on_load_checkpoint(checkpoint)
+
+    def _check_source(self, checkpoint: Mapping[str, Any]) -> None:
+        before, here = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}, self.hparams["pretrained"]
+        if before.get("pretrained") != here:
+            raise ValueError(
+                f"the checkpoint was trained with pretrained={before.get('pretrained')!r}, and holds that encoder; "
+                f"here pretrained={here!r}: leave it out, or say the same, which need not be there any more"
+            )
+
     def adapt(self, start: Start, data: TextClassificationData) -> tuple[dict[str, Tensor], str]:
         """Keep the vectors of words that both vocabularies have, and the classifier if the classes are the same."""
-        known = read_words(start, "tokenizer")
-        words, weights = data.tokenizer.words, dict(start.weights)
-        if weights["embed.weight"].shape[1:] == self.net.embed.weight.shape[1:]:
-            weights["embed.weight"], shared = carry_rows(weights["embed.weight"], known, self.net.embed.weight, words)
-            note = f"{shared} of the {len(words)} tokens of the new vocabulary keep their vectors"
+        weights, note = dict(start.weights), ""
+        if self.hparams["pretrained"] is not None or start.hparams.get("pretrained") is not None:
+            if start.encoding.get("tokenizer") != data.tokenizer.state():
+                raise ValueError(
+                    f"{start.source} was trained on the tokens of another tokenizer, with "
+                    f"pretrained={start.hparams.get('pretrained')!r} (here {self.hparams['pretrained']!r}); give the "
+                    "model the options that it was trained with"
+                )
+            note = "the encoder has the weights that it ended with"
+        elif isinstance(self.net, TextClassifier):
+            known, words = read_words(start, "tokenizer"), data.tokenizer.words
+            if weights["embed.weight"].shape[1:] == (table := self.net.embed.weight).shape[1:]:
+                weights["embed.weight"], shared = carry_rows(weights["embed.weight"], known, table, words)
+                note = f"{shared} of the {len(words)} tokens of the new vocabulary keep their vectors"
         if start.hparams["classes"] != data.classes:
             weights = {key: value for key, value in weights.items() if not key.startswith("head.")}
             note += f", and the classifier starts anew, for the classes {quoted(data.classes)}"
         return weights, note
+
+    def make_optimizer(self, **options: Any) -> Optimizer:
+        """Build the optimizer, with groups of parameters where some have a learning rate of their own."""
+        if self.kernel_lr is None and self.layer_decay == 1.0:
+            return super().make_optimizer(**options)
+        kernels = kernel_parameters(self.net)
+        if self.hparams["encoder"] is None:
+            of_kernels = {id(parameter) for parameter in kernels}
+            parts = [[parameter for parameter in self.parameters() if id(parameter) not in of_kernels]]
+        else:
+            assert not isinstance(self.net, TextClassifier)
+            embeddings, layers, top = self.net.split()
+            parts = [embeddings, *layers, top]
+        optimizer = self.optimizer([{"params": part} for part in [*parts, kernels] if part], **options)
+        groups = optimizer.param_groups
+        if kernels and self.kernel_lr is not None:
+            groups[-1]["lr"] = self.kernel_lr
+        for above, group in enumerate(reversed(groups[: len(parts)])):
+            group["lr"] *= self.layer_decay**above
+        return optimizer
 
     def on_train_start(self) -> None:
         """Weigh the classes of the training texts, whose order a checkpoint may have said."""
@@ -237,9 +389,10 @@ class TextClassification(Task[TextClassificationData]):
 
     def export_program(self, data: TextClassificationData) -> Program:
         """Return what tells the probabilities of the classes."""
+        some, (token, *_) = torch.ones(7, 11).tril(3).bool(), [*data.tokenizer.first, UNKNOWN]
         return Program(
             TextProbabilities(self.net),
-            example={"tokens": torch.full((7, 11), UNKNOWN).tril(3)},
+            example={"tokens": torch.full((7, 11), data.tokenizer.padding).masked_fill(some, token)},
             axes={"tokens": {0: "texts", 1: "tokens"}, "logits": {0: "texts"}, "probabilities": {0: "texts"}},
             meaning={
                 "tokens": "the ids of the tokens of each text, at least one, then padding",
@@ -247,6 +400,7 @@ class TextClassification(Task[TextClassificationData]):
                 "probabilities": "the probability of each class, in their order",
             },
             encoding=data.learned.describe(),
+            most={} if self.hparams["encoder"] is None else {"tokens": count_positions(self.hparams["encoder"])},
         )
 
     def pictures(self) -> Figures:
@@ -260,7 +414,8 @@ class TextClassification(Task[TextClassificationData]):
         if self.data is None:
             return None
         tokenizer, first = self.data.tokenizer, ["<cls>"] if self.hparams["pooling"] == "cls" else []
-        names = [first + tokenizer.names([token for token in text if token]) for text in batch.tokens.tolist()]
+        texts = ([token for token in text if token != batch.padding] for text in batch.tokens.tolist())
+        names = [first + tokenizer.names(text) for text in texts]
         return names, names
 
     def _read_vectors(self, file: str, data: TextClassificationData) -> tuple[Tensor, Tensor]:
@@ -287,6 +442,30 @@ class TextClassification(Task[TextClassificationData]):
                 f"{self.class_weights}"
             )
         return torch.tensor(self.class_weights)
+
+
+def _check_fit(config: str, learned: TextEncoder) -> None:
+    """Check that an encoder knows all tokens that it will be given.
+
+    Args:
+        config: Its configuration.
+        learned: What texts are encoded by.
+
+    Raises:
+        ValueError: If not.
+    """
+    settings, tokenizer, positions = json.loads(config), learned.tokenizer, count_positions(config)
+    if len(tokenizer) > settings["vocab_size"] or tokenizer.padding != settings["pad_token_id"]:
+        raise ValueError(
+            f"pretrained: the tokenizer has {len(tokenizer)} tokens and pads with number {tokenizer.padding}, but the "
+            f"encoder knows {settings['vocab_size']} and pads with {settings['pad_token_id']}; give a folder whose "
+            "tokenizer is the encoder's own"
+        )
+    if learned.max_length > positions:
+        raise ValueError(
+            f"max_length={learned.max_length} is more than the {positions} positions of the encoder; give "
+            f"--data.max_length {positions} or less, where longer texts are cut, or an encoder for longer texts"
+        )
 
 
 def describe_confusion(counts: Tensor, classes: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, ExplicitKernel, IKANDirect, attention_kl
 from ika_lightning.attention.core import Core
+from ika_lightning.pictures import Recorder
 
 transformers = pytest.importorskip("transformers")
 
@@ -214,6 +216,21 @@ def test_encoder_and_decoder():
     before = twin(**inputs)[0]
     inputs["decoder_input_ids"][:, 3] += 1
     assert twin(**inputs)[0][:, :3].equal(before[:, :3])
+
+
+def test_any_maker_of_layers_will_do_and_no_other_layers():
+    model = attach_kernel_attention(bert(), functools.partial(IKAN, num_samples=7))
+    assert all(core.spectrum.points.shape == (3, 7, 8) for core in model.modules() if isinstance(core, Core))
+    with pytest.raises(ValueError, match=r"attention must make a layer of this package, .*, got a MultiheadAttention"):
+        attach_kernel_attention(bert(), nn.MultiheadAttention)
+
+
+def test_pictures_know_its_layers():
+    model = attach_kernel_attention(bert(), IKAN)
+    with Recorder(model) as recorder:
+        model(tokens())
+    assert list(recorder.recordings) == [f"encoder.layer.{number}.attention.self" for number in range(2)]
+    assert all(recording.query.shape == (2, 3, LENGTH, 8) for recording in recorder.recordings.values())
 
 
 def test_weights_are_returned_to_those_who_ask():
