@@ -21,10 +21,20 @@ import ika_lightning
 from ika_lightning.data.messages import closest, quoted
 from ika_lightning.study.definition import DataSet, Study, Variant
 
-__all__ = ["Cell", "Identity", "cells_of", "code_version", "configuration_hash", "find_cell", "short_hash", "words_of"]
+__all__ = [
+    "DIGITS",
+    "Cell",
+    "Identity",
+    "cells_of",
+    "code_version",
+    "configuration_hash",
+    "find_cell",
+    "short_hash",
+    "words_of",
+]
 
-# Digits of a hash: enough for no two of a study to be the same.
-_DIGITS = 12
+#: Digits of a hash: enough for no two of a study to be the same.
+DIGITS = 12
 # Parts of the package that only look at what was trained.
 _ONLOOKERS = ("study", "pictures", "sklearn")
 # What computes and chooses, besides this package.
@@ -164,7 +174,7 @@ def short_hash(content: Any) -> str:
         >>> short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
         True
     """
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
 
 
 def _written(value: Any) -> str:

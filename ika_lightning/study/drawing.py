@@ -41,7 +41,7 @@ def forest(found: Sequence[Comparison], baseline: str) -> Figure:
             panel.plot(each.paired.gain, at, "o", color=colour, markersize=4)
         panel.set_xlabel(f"gain in {found[0].metric}, 95 % interval")
 
-    title = f"Gain over {baseline}: right of the line is better; blue and orange are significant"
+    title = f"Gain over {baseline}: right is better"
     return _by_data([each for each in found if each.variant != baseline], title, draw)
 
 
@@ -66,7 +66,7 @@ def strip(found: Sequence[Comparison], baseline: str) -> Figure:
             panel.plot([each.mean.value] * 2, [at - 0.32, at + 0.32], color=COLOURS[1], linewidth=1.6)
         panel.set_xlabel(_axis(found[0]))
 
-    return _by_data(found, f"All repeats and their means; the grey line is the mean of {baseline}", draw)
+    return _by_data(found, f"All repeats and their means (line: {baseline})", draw)
 
 
 @styled
@@ -80,7 +80,7 @@ def time_beside(found: Sequence[Comparison], baseline: str) -> Figure:
     variants = _variants(found)
     data = list(dict.fromkeys(each.data for each in found))
     figure, axes = _grid(
-        len(data), "Time of a training beside what it reaches", height=1.7, left=0.75, gap=(0.75, 0.62)
+        len(data), "Time of a training beside what it reaches", height=1.7, left=0.75, gap=(0.75, 0.62), bottom=0.85
     )
     for panel, name in zip(_flat(figure, axes, len(data)), data, strict=True):
         here = [each for each in found if each.data == name]
@@ -120,13 +120,14 @@ def _by_data(
 
 
 def _grid(
-    count: int, title: str, height: float, left: float, gap: tuple[float, float]
+    count: int, title: str, *, height: float, left: float, gap: tuple[float, float], bottom: float = 0.5
 ) -> tuple[Figure, list[list[Axes]]]:
+    """Make room for so many panels."""
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)
     # wide enough for the title of a figure of a single panel
     width = 2.3 if columns > 1 else 4.6
-    return panels(rows, columns, title, width=width, height=height, left=left, top=0.6, bottom=0.85, gap=gap)
+    return panels(rows, columns, title, width=width, height=height, left=left, top=0.6, bottom=bottom, gap=gap)
 
 
 def _flat(figure: Figure, axes: list[list[Axes]], count: int) -> list[Axes]:

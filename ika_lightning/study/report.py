@@ -73,10 +73,8 @@ def _chapters(study: Study, rows: Sequence[Row]) -> Iterable[_Chapter]:
     cells = list(cells_of(study))
     metric, mode = next(iter(study.report.items()))
     first = [each for each in found if each.metric == metric]
-    question = (
-        f"Which of {len(study.variants)} variants has {'less' if mode == 'min' else 'more'} {metric} than "
-        f"{study.baseline}, and how sure is that?"
-    )
+    better = "less" if mode == "min" else "more"
+    question = f"Which variant has {better} {metric} than {study.baseline}, and how sure is that?"
     progress = f"{len(rows)} of {len(cells)} cells are done."
     changed = [row for row in rows if row.changed]
     if changed:
@@ -182,7 +180,7 @@ def _how(study: Study, rows: Sequence[Row]) -> list[str]:
         on = "each repeat by itself" if tuning.repeats is None else f"repeats {', '.join(map(str, tuning.repeats))}"
         said.append(
             f"Tuning: {tuning.trials} trials of each variant on each data set ({tuning.sampler}, seed {tuning.seed}), "
-            f"by {tuning.metric} on validation data ({on}). Test data was used once in each cell, afterwards."
+            f"by {tuning.metric} on validation data ({on}). Test data was used once in each cell, after that."
         )
     else:
         said.append("Nothing was tuned. Test data was used once in each cell.")
@@ -200,7 +198,8 @@ def _how(study: Study, rows: Sequence[Row]) -> list[str]:
     versions = sorted({", ".join(f"{name} {number}" for name, number in row.versions.items()) for row in rows})
     hosts = sorted({row.host for row in rows})
     said.append(
-        f"{duration(total)} of training for the cells alone, with {study.threads} threads each, on {', '.join(hosts)}."
+        f"{duration(total)} of training for the cells alone, each on {_count(study.threads, 'thread')} of "
+        f"{', '.join(hosts)}."
     )
     said += [f"Versions: {each}." for each in versions]
     return said
@@ -242,6 +241,10 @@ def _html(name: str, chapters: Sequence[_Chapter]) -> str:
             case _Picture(_, shows, png):
                 parts += [f"<p>{html.escape(shows)}</p>", picture(shows, png)]
     return page(title, parts)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def _plus_minus(value: float, error: float) -> str:

@@ -148,19 +148,23 @@ def beyond(range_: Range | Choice, side: Literal["low", "high"]) -> Range | None
     least, most = range_.limits
     if range_.log:
         step = (range_.high / range_.low) ** _WIDENING
-        low, high = max(range_.low / step, least), min(range_.high * step, most)
+        low, high = range_.low / step, range_.high * step
     else:
         step = (range_.high - range_.low) * _WIDENING
-        low, high = max(range_.low - step, least), min(range_.high + step, most)
-    if not range_.whole:
-        outer = (
-            replace(range_, low=low, high=range_.low) if side == "low" else replace(range_, low=range_.high, high=high)
-        )
-        return outer if outer.low < outer.high else None
-    # without the end itself, which was tried
-    low, high = math.ceil(low), math.floor(high)
-    ends = (low, range_.low - 1) if side == "low" else (range_.high + 1, high)
-    return replace(range_, low=ends[0], high=ends[1]) if ends[0] <= ends[1] else None
+        low, high = range_.low - step, range_.high + step
+    inner_low, inner_high = range_.low, range_.high
+    if range_.whole:
+        # without the end itself, which was tried
+        inner_low, inner_high = range_.low - 1, range_.high + 1
+        low, high = math.floor(low), math.ceil(high)
+        # ratios of whole numbers begin at 1
+        least = max(least, 1) if range_.log else least
+        low, high = math.ceil(max(low, least)), math.floor(min(high, most))
+    low, high = max(low, least), min(high, most)
+    outer = (low, inner_low) if side == "low" else (inner_high, high)
+    if outer[0] > outer[1] or (outer[0] == outer[1] and not range_.whole):
+        return None
+    return replace(range_, low=outer[0], high=outer[1])
 
 
 def widened(ranges: Mapping[str, Range | Choice], beyond_ends: Sequence[End]) -> dict[str, Range | Choice]:

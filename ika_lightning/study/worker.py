@@ -39,6 +39,7 @@ from ika_lightning.data import RegressionData
 from ika_lightning.data.base import DataModule
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.protocols import HasFingerprints
+from ika_lightning.study.cells import DIGITS
 from ika_lightning.study.references import make_reference, score
 from ika_lightning.tasks import Task
 from ika_lightning.trust import named_places
@@ -303,7 +304,7 @@ def _fingerprint(built: Command) -> str:
         files |= {part: known.file(part, data.corpus.root) for part in known.files}
     content = [[name, hashlib.sha256(file.read_bytes()).hexdigest()] for name, file in sorted(files.items())]
     read = sorted(data.fingerprints.items()) if isinstance(data, HasFingerprints) else []
-    return fingerprint(content, [list(item) for item in read])
+    return fingerprint(content, [list(item) for item in read])[:DIGITS]
 
 
 def _measures(built: Command) -> list[str] | None:
@@ -347,7 +348,8 @@ class Worker:
             JobFailed: If it ends with an error, or is ended.
         """
         receive, send = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_serve, args=(job, folder, self.threads, send))
+        here = _Surroundings(os.getcwd(), dict(os.environ))
+        process = self._context.Process(target=_serve, args=(job, folder, self.threads, here, send))
         with self._lock:
             if self._stopped:
                 raise JobFailed("stopped", "")
@@ -377,11 +379,25 @@ class Worker:
                 process.kill()
 
 
-def _serve(job: Job[Any], folder: Path, threads: int, send: Connection) -> None:
+@dataclass(frozen=True)
+class _Surroundings:
+    """What a process takes over from the one that started it, and not from where it begins."""
+
+    folder: str
+    environment: Mapping[str, str]
+
+    def enter(self) -> None:
+        os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.environment)
+
+
+def _serve(job: Job[Any], folder: Path, threads: int, here: _Surroundings, send: Connection) -> None:
     """Do a job, in a new process."""
     # Ctrl-C goes to all processes; the one that started this ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    here.enter()
     with open(folder / LOG, "w") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
