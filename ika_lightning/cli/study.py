@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -45,6 +46,7 @@ def run_study(args: list[str]) -> None:
     from ika_lightning.study.ledger import Ledger, open_storage
     from ika_lightning.study.report import write_report
     from ika_lightning.study.run import Runner
+    from ika_lightning.study.worker import Worker
 
     options = _parse(args, get_args(Changed))
     study = read_study(options.config)
@@ -54,7 +56,8 @@ def run_study(args: list[str]) -> None:
     ledger = Ledger(open_storage(output, options.storage), output / "running")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        runner = Runner(study, ledger, output, options.jobs, lambda line: print(line, flush=True))
+        say = partial(print, flush=True)
+        runner = Runner(study, ledger, output, Worker(study.threads), options.jobs, say)
         books = runner.prepare(list(study.data.values()) if only is None else [only.data])
         interrupt: KeyboardInterrupt | None = None
         try:

@@ -81,15 +81,22 @@ class Runner:
         study: The study.
         ledger: What is done, and who does what.
         folder: Where results go.
+        worker: Who trains.
         jobs: How many trainings run at a time.
         say: Takes lines about what goes on.
     """
 
     def __init__(
-        self, study: Study, ledger: Ledger, folder: Path, jobs: int, say: Callable[[str], None] = print
+        self,
+        study: Study,
+        ledger: Ledger,
+        folder: Path,
+        worker: Worker,
+        jobs: int = 1,
+        say: Callable[[str], None] = print,
     ) -> None:
-        self.study, self._ledger, self._folder, self._jobs, self._say = study, ledger, folder, jobs, say
-        self._worker = Worker(study.threads)
+        self.study, self._ledger, self._folder, self._worker = study, ledger, folder, worker
+        self._jobs, self._say = jobs, say
         self._stopped = threading.Event()
         self._turn = threading.Lock()
         self._numbers = count()
@@ -152,8 +159,8 @@ class Runner:
                 if name not in checked.measures:
                     there = [f"{stage}/{measure}" for measure in checked.measures]
                     raise ValueError(
-                        f"{self.study.file}: {place}: {metric} is not measured on {data.name}{closest(metric, there)}; "
-                        f"there are {quoted(there, 20)}"
+                        f"{self.study.file}: {place}: {metric} is not measured on {data.name}"
+                        f"{closest(name, checked.measures)}; there are {quoted(there, 20)}"
                     )
         for key in keys:
             self._ledger.note(book, key, True)

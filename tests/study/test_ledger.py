@@ -91,7 +91,9 @@ def test_what_a_process_leaves_undone_is_there_for_others(opens: Open) -> None:
     claimed(other.claim("book", "a"))
 
 
-def test_a_killed_process_is_missed_at_once_and_its_results_are_not(opens: Open, url: str | None, tmp_path: Path) -> None:
+def test_a_killed_process_is_missed_at_once_and_its_results_are_not(
+    opens: Open, url: str | None, tmp_path: Path
+) -> None:
     opens()
     words = [sys.executable, "-c", DOOMED, str(tmp_path), url or ""]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as doomed:
