@@ -29,7 +29,7 @@ from ika_lightning.study.table import Row
 from ika_lightning.study.tuning import Trial, due
 from ika_lightning.study.worker import Check, Checked, Fit, FitAndTest, FitReference, Job, JobFailed, Outcome, Worker
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "corners"]
 
 FAILED = "failed"
 # How often one looks what other processes have done, in seconds.
@@ -136,7 +136,7 @@ class Runner:
         words: list[tuple[str, list[str]]] = []
         for name, variant in self.study.variants.items():
             if variant.reference is None:
-                for settings in _corners(self.study, variant):
+                for settings in corners(self.study, variant):
                     words.append((f"{data.name}/{name}", words_of(data, variant, repeat, settings)))
         content = data.config.read_text(encoding="utf-8")
         keys = [short_hash([each, content, code]) for _, each in words]
@@ -147,7 +147,7 @@ class Runner:
             if variant.reference is not None
         ]
         baseline = self.study.variants[self.study.baseline]
-        settings = _corners(self.study, baseline)[0]
+        settings = corners(self.study, baseline)[0]
         check = Check(words_of(data, baseline, repeat, settings), new, references)
         try:
             checked = self._in_process(check)
@@ -376,7 +376,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _corners(study: Study, variant: Variant) -> list[dict[str, Any]]:
+def corners(study: Study, variant: Variant) -> list[dict[str, Any]]:
     """The settings at the low ends of all ranges, and those at their high ends; the same once if nothing is tuned."""
     ranges = study.ranges(variant)
     if not ranges:
