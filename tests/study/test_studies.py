@@ -1,4 +1,4 @@
-"""The studies that are shipped: each is read, and every variant on every data set is built, at both ends of its ranges."""
+"""The studies that are shipped: each is read, and every variant is built on every data set, at both ends of ranges."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from ika_lightning.study.cells import cells_of, words_of
-from ika_lightning.study.definition import Study, read_study
+from ika_lightning.study.definition import read_study
 from ika_lightning.study.run import corners
 from ika_lightning.study.worker import Check
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "studies").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "studies"
+FILES = sorted(FOLDER.glob("*.yaml"))
+PARTS = [(file.stem, data) for file in FILES for data in read_study(file).data]
 
 
 def test_there_is_one_for_each_kind_of_data() -> None:
@@ -28,44 +29,36 @@ def test_its_first_lines_say_how_to_run_it_and_what_it_takes(file: Path) -> None
     assert re.search(r"Budget: .*(hours?) of one core", said)
 
 
-@pytest.fixture(
-    params=[(file, data) for file in FILES for data in read_study(file).data],
-    ids=lambda each: f"{each[0].stem}-{each[1]}",
-)
-def part(request: pytest.FixtureRequest) -> tuple[Study, str]:
-    """A data set of a study."""
-    file, data = request.param
-    return read_study(file), data
+@pytest.mark.parametrize(("study", "name"), PARTS, ids=map("-".join, PARTS))
+def test_every_cell_has_words_of_its_own(study: str, name: str) -> None:
+    cells = [cell for cell in cells_of(read_study(FOLDER / f"{study}.yaml")) if cell.data.name == name]
+    trained = [cell for cell in cells if cell.variant.reference is None]
+    words = {tuple(words_of(cell.data, cell.variant, cell.repeat, {})) for cell in trained}
+    assert len(words) == len(trained) > 0 and len({cell.name for cell in cells}) == len(cells)
 
 
-def test_every_cell_has_words_of_its_own(part: tuple[Study, str]) -> None:
-    study, data = part
-    cells = [cell for cell in cells_of(study) if cell.data.name == data and cell.variant.reference is None]
-    words = {tuple(words_of(cell.data, cell.variant, cell.repeat, {})) for cell in cells}
-    assert len(words) == len(cells) == len({cell.name for cell in cells})
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* are also in training")  # what the benchmarks are like
+@pytest.mark.parametrize(
+    ("study", "name"),
+    # a second for each variant
+    [each if each[0] == "concrete" else pytest.param(*each, marks=pytest.mark.slow) for each in PARTS],
+    ids=map("-".join, PARTS),
+)
 def test_everything_can_be_built_and_is_measured(
-    part: tuple[Study, str], benchmark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: str, name: str, benchmark_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, name = part
     monkeypatch.setenv("IKA_DATA", str(benchmark_root))
-    data = study.data[name]
-    trained = [variant for variant in study.variants.values() if variant.reference is None]
-    words = [
-        (variant.name, words_of(data, variant, data.repeats.values[-1], settings))
-        for variant in trained
-        for settings in corners(study, variant)
-    ]
-    references = [
-        (variant.name, variant.reference, variant.overrides)
-        for variant in study.variants.values()
-        if variant.reference is not None
-    ]
-    baseline = words_of(data, study.variants[study.baseline], data.repeats.values[0], {})
+    read = read_study(FOLDER / f"{study}.yaml")
+    data = read.data[name]
+    words, references = [], []
+    for variant in read.variants.values():
+        if variant.reference is not None:
+            references.append((variant.name, variant.reference, variant.overrides))
+            continue
+        for settings in corners(read, variant):
+            words.append((variant.name, words_of(data, variant, data.repeats.values[-1], settings)))
+    baseline = words_of(data, read.variants[read.baseline], data.repeats.values[0], {})
     measures = Check(baseline, words, references).run(tmp_path).measures
     assert measures is not None
-    tuned = [study.tuning.metric] if study.tuning is not None else []
-    assert {metric.partition("/")[2] for metric in [*study.report, *tuned]} <= set(measures)
+    tuned = [read.tuning.metric] if read.tuning is not None else []
+    assert {metric.partition("/")[2] for metric in [*read.report, *tuned]} <= set(measures)
