@@ -40,8 +40,9 @@ def run_study(args: list[str]) -> None:
     """
     if find_spec("optuna") is None:
         raise UsageError("study needs Optuna: pip install 'ika-lightning[study]'")
-    from ika_lightning.study.books import Changed
+    from ika_lightning.study.books import Books, Changed
     from ika_lightning.study.cells import find_cell
+    from ika_lightning.study.check import check_study
     from ika_lightning.study.definition import read_study
     from ika_lightning.study.ledger import Ledger, open_storage
     from ika_lightning.study.report import write_report
@@ -56,12 +57,14 @@ def run_study(args: list[str]) -> None:
     ledger = Ledger(open_storage(output, options.storage), output / "running")
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        say = partial(print, flush=True)
-        runner = Runner(study, ledger, output, Worker(study.threads), options.jobs, say)
-        books = runner.prepare(list(study.data.values()) if only is None else [only.data])
+        worker = Worker(study.threads, ledger.own_folder)
+        data = list(study.data.values()) if only is None else [only.data]
+        books = Books(study, ledger, check_study(study, data, ledger, worker, output, options.jobs))
+        wanted = books.cells() if only is None else [only]
+        runner = Runner(books, wanted, options.changed, worker, output, options.jobs, partial(print, flush=True))
         interrupt: KeyboardInterrupt | None = None
         try:
-            runner.run(books, books.cells() if only is None else [only], options.changed)
+            runner.run()
         except KeyboardInterrupt as error:
             interrupt = error
         finished = books.finished()

@@ -193,6 +193,10 @@ class Books:
         about = {"seconds": [outcome.seconds for outcome in outcomes]}
         self._ledger.finish(claim, _sortable(value, self.study.tuning.mode), about)
 
+    def beat(self) -> None:
+        """Say that this process is alive."""
+        self._ledger.beat()
+
     def release(self, claim: Claim, reason: str) -> None:
         """Give up what was begun."""
         self._ledger.release(claim, reason)

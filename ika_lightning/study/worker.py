@@ -10,6 +10,7 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -38,13 +40,14 @@ from ika_lightning.cli.explain import UsageError, user_message
 from ika_lightning.data import RegressionData
 from ika_lightning.data.base import DataModule
 from ika_lightning.data.fingerprint import fingerprint
+from ika_lightning.output import write_output
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.study.cells import DIGITS
 from ika_lightning.study.references import make_reference, score
 from ika_lightning.tasks import Task
 from ika_lightning.trust import named_places
 
-__all__ = ["Check", "Checked", "Fit", "FitAndTest", "FitReference", "Job", "JobFailed", "Outcome", "Worker"]
+__all__ = ["Check", "Checked", "Fit", "FitAndTest", "FitReference", "Job", "JobFailed", "Outcome", "Worker", "keep_log"]
 
 # Nobody looks on: what is shown and logged of a training changes nothing of what it learns.
 QUIET = (
@@ -54,6 +57,7 @@ QUIET = (
     "--trainer.enable_model_summary=false",
 )
 LOG = "log.txt"
+FAILED = "failed"
 _MEGABYTE = 2**20
 Result = TypeVar("Result")
 
@@ -325,58 +329,86 @@ class Worker:
 
     Args:
         threads: Threads of each process.
+        folder: Where each job gets a folder of its own, as long as it runs.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, folder: Path) -> None:
+        self._threads, self._folder = threads, folder
         self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
         if sys.platform == "linux":
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload([__name__])
         self._running: set[BaseProcess] = set()
         self._lock = threading.Lock()
-        self._stopped = False
+        self._numbers = count()
+        self.is_stopped = False
 
-    def run(self, job: Job[Result], folder: Path) -> Result:
+    def run(self, job: Job[Result]) -> Result:
         """Do a job in a process of its own.
 
         Args:
             job: The job.
-            folder: An empty folder, which it may write to.
 
         Raises:
             JobFailed: If it ends with an error, or is ended.
         """
+        folder = self._folder / f"job{next(self._numbers)}"
+        folder.mkdir(parents=True)
+        try:
+            kind, content = self._run(job, folder)
+            if kind == "error":
+                log = folder / LOG
+                raise JobFailed(content, log.read_text(errors="replace") if log.is_file() else "")
+            return content
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self, job: Job[Result], folder: Path) -> tuple[str, Any]:
         receive, send = self._context.Pipe(duplex=False)
-        here = _Surroundings(os.getcwd(), dict(os.environ))
-        process = self._context.Process(target=_serve, args=(job, folder, self.threads, here, send))
+        here = _Surroundings(os.getcwd(), dict(os.environ), self._threads)
+        process = self._context.Process(target=_serve, args=(job, folder, here, send))
         with self._lock:
-            if self._stopped:
-                raise JobFailed("stopped", "")
+            if self.is_stopped:
+                return "error", "stopped"
             process.start()
             self._running.add(process)
         send.close()
         try:
-            kind, content = receive.recv()
+            return receive.recv()
         except EOFError:
             process.join()
-            kind, content = "error", f"its process ended with exit code {process.exitcode}"
+            return "error", f"its process ended with exit code {process.exitcode}"
         finally:
             receive.close()
             process.join()
             with self._lock:
                 self._running.discard(process)
-        if kind == "error":
-            log = folder / LOG
-            raise JobFailed(content, log.read_text(errors="replace") if log.is_file() else "")
-        return content
 
     def stop(self) -> None:
         """End all processes, and start no more."""
         with self._lock:
-            self._stopped = True
+            self.is_stopped = True
             for process in self._running:
                 process.kill()
+
+
+def keep_log(folder: Path, name: str, failure: JobFailed) -> str:
+    """Keep what a job has printed that has failed.
+
+    Args:
+        folder: The folder of a study's results.
+        name: What failed.
+        failure: How.
+
+    Returns:
+        An ending for a message that says where; empty if nothing was printed.
+    """
+    if not failure.log:
+        return ""
+    file = folder / FAILED / f"{name.replace('/', '-').replace(' ', '-')}.log"
+    file.parent.mkdir(exist_ok=True)
+    write_output(file, failure.log.encode())
+    return f" (see {file})"
 
 
 @dataclass(frozen=True)
@@ -385,14 +417,16 @@ class _Surroundings:
 
     folder: str
     environment: Mapping[str, str]
+    threads: int
 
     def enter(self) -> None:
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.environment)
+        torch.set_num_threads(self.threads)
 
 
-def _serve(job: Job[Any], folder: Path, threads: int, here: _Surroundings, send: Connection) -> None:
+def _serve(job: Job[Any], folder: Path, here: _Surroundings, send: Connection) -> None:
     """Do a job, in a new process."""
     # Ctrl-C goes to all processes; the one that started this ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -401,7 +435,6 @@ def _serve(job: Job[Any], folder: Path, threads: int, here: _Surroundings, send:
     with open(folder / LOG, "w") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
-    torch.set_num_threads(threads)
     # what a run notes down as its command, and by what processes of its own would begin
     if isinstance(job, Fit | FitAndTest):
         sys.argv = [str(Path(ika_lightning.__file__).with_name("__main__.py")), "fit", *job.words]

@@ -18,7 +18,9 @@ import pytest
 import yaml
 from study_files import STUDY, results, write_study
 
+from ika_lightning.study.books import Books
 from ika_lightning.study.cells import find_cell
+from ika_lightning.study.check import check_study
 from ika_lightning.study.definition import read_study
 from ika_lightning.study.ledger import Ledger, open_storage
 from ika_lightning.study.report import CSV, MARKDOWN, write_report
@@ -39,20 +41,19 @@ class Pretender(Worker):
     """Trains nothing, and is quick about it: what is measured is a function of the words."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(1)
+        super().__init__(1, Path("nowhere"))
         self.jobs: list[Job[Any]] = []
         self.seconds = seconds
         self.fails: Callable[[list[str]], str | None] = lambda words: None
         self.fingerprint = "data"
         self.best = 0.01
 
-    def run(self, job: Any, folder: Path) -> Any:
+    def run(self, job: Any) -> Any:
         self.jobs.append(job)
-        assert folder.is_dir() and not list(folder.iterdir())
         if isinstance(job, Check):
             return Checked(self.fingerprint, METRICS)
         time.sleep(self.seconds * number(job.words, "seconds"))
-        if self._stopped:
+        if self.is_stopped:
             raise JobFailed("stopped", "")
         if (message := self.fails(job.words)) is not None:
             raise JobFailed(message, f"Traceback\n{message}\n")
@@ -81,9 +82,11 @@ class Running:
         study = read_study(self.folder / "small.yaml")
         ledger = Ledger(open_storage(self.output, None), self.output / "running")
         try:
-            runner = Runner(study, ledger, self.output, worker, jobs, self.said.append)
-            books = runner.prepare(list(study.data.values()))
-            runner.run(books, books.cells() if only is None else [find_cell(study, only)], changed)
+            data = list(study.data.values())
+            books = Books(study, ledger, check_study(study, data, ledger, worker, self.output, jobs))
+            wanted = books.cells() if only is None else [find_cell(study, only)]
+            runner = Runner(books, wanted, changed, worker, self.output, jobs, self.said.append)
+            runner.run()
             self.rows = books.rows(books.finished(), changed)
             (self.output / CSV).write_bytes(to_csv(self.rows))
             return runner
@@ -242,8 +245,8 @@ class TestFailures:
 
     def test_a_training_that_comes_to_nothing_is_the_worst(self, running: Running) -> None:
         class Diverging(Pretender):
-            def run(self, job: Any, folder: Path) -> Any:
-                outcome = super().run(job, folder)
+            def run(self, job: Any) -> Any:
+                outcome = super().run(job)
                 nan = {"val/rmse": float("nan"), "test/rmse": float("nan"), "test/r2": float("nan")}
                 return Outcome(nan, 1.0, 1.0, None) if isinstance(job, Fit | FitAndTest) else outcome
 
@@ -257,8 +260,8 @@ class TestFailures:
 
     def test_what_is_reported_has_to_be_measured(self, running: Running) -> None:
         class Silent(Pretender):
-            def run(self, job: Any, folder: Path) -> Any:
-                outcome = super().run(job, folder)
+            def run(self, job: Any) -> Any:
+                outcome = super().run(job)
                 return Outcome({"test/mae": 1.0}, 1.0, 1.0, None) if isinstance(job, FitAndTest) else outcome
 
         runner = running.run(Silent())
@@ -299,7 +302,7 @@ class TestChanges:
         assert "6 finished cells, such as hills/DotProduct/3, are results of another data (6);" in self.refused(
             running, other
         )
-        monkeypatch.setattr("ika_lightning.study.run.code_version", lambda: "new")
+        monkeypatch.setattr("ika_lightning.study.check.code_version", lambda: "new")
         assert "another data (6), code (6);" in self.refused(running, other)
         assert "another code (6);" in self.refused(running, Pretender())
         # all that was tuned is tuned anew

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from ika_lightning.study.cells import cells_of, words_of
+from ika_lightning.study.check import check_data_set
 from ika_lightning.study.definition import read_study
-from ika_lightning.study.run import corners
-from ika_lightning.study.worker import Check
 
 FOLDER = Path(__file__).parents[2] / "studies"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -49,16 +48,7 @@ def test_everything_can_be_built_and_is_measured(
 ) -> None:
     monkeypatch.setenv("IKA_DATA", str(benchmark_root))
     read = read_study(FOLDER / f"{study}.yaml")
-    data = read.data[name]
-    words, references = [], []
-    for variant in read.variants.values():
-        if variant.reference is not None:
-            references.append((variant.name, variant.reference, variant.overrides))
-            continue
-        for settings in corners(read, variant):
-            words.append((variant.name, words_of(data, variant, data.repeats.values[-1], settings)))
-    baseline = words_of(data, read.variants[read.baseline], data.repeats.values[0], {})
-    measures = Check(baseline, words, references).run(tmp_path).measures
+    measures = check_data_set(read, read.data[name]).run(tmp_path).measures
     assert measures is not None
     tuned = [read.tuning.metric] if read.tuning is not None else []
     assert {metric.partition("/")[2] for metric in [*read.report, *tuned]} <= set(measures)
