@@ -85,8 +85,9 @@ def _chapters(study: Study, rows: Sequence[Row]) -> Iterable[_Chapter]:
     yield _Chapter("", [question, progress])
     if not first:
         return
-    yield _Chapter("In short", [_HOW_SHORT], _in_short(study, first))
-    yield _Chapter("Gains", [], _Picture("gains", _HOW_FOREST, to_png(to_pixels(forest(first, study.baseline)))))
+    if any(each.paired is not None for each in first):
+        yield _Chapter("In short", [_HOW_SHORT], _in_short(study, first))
+        yield _Chapter("Gains", [], _Picture("gains", _HOW_FOREST, to_png(to_pixels(forest(first, study.baseline)))))
     for data in study.data:
         here = [each for each in found if each.data == data]
         for name in study.report:
