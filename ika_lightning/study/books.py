@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ika_lightning.study.cells import Cell, Identity, cells_of, configuration_hash
-from ika_lightning.study.definition import Choice, Range, Study, Variant
+from ika_lightning.study.definition import Study, Variant
 from ika_lightning.study.ledger import Claim, Ledger
 from ika_lightning.study.search import End, distribution, ends, widened
 from ika_lightning.study.table import Row
@@ -212,11 +212,8 @@ class Books:
         if state.wider is None or self.trials_left(state, variant):
             return None
         settings = dict(best(self.study.tuning, state.tried[variant.name]).settings)
-        return settings, {end.option: end.side for end in ends(self.ranges(state, variant), settings)}
-
-    def ranges(self, state: State, variant: Variant) -> dict[str, Range | Choice]:
-        """The ranges of a variant, with what lies beyond widened ends."""
-        return widened(self.study.ranges(variant), state.wider or ())
+        ranges = widened(self.study.ranges(variant), state.wider)
+        return settings, {end.option: end.side for end in ends(ranges, settings)}
 
     def _book(self, group: Group, variant: Variant) -> str:
         identity = self._identities[group.data, variant.name]

@@ -91,6 +91,7 @@ def time_beside(found: Sequence[Comparison], baseline: str) -> Figure:
             panel.plot(each.seconds.value, each.mean.value, marker, color=colour, markersize=5, label=label)
         panel.set_title(shortened(name, 40))
         panel.set_xscale("log")
+        panel.margins(0.15)
         panel.set(xlabel="seconds", ylabel=_axis(found[0]))
         _plain_numbers(panel)
     handles, labels = axes[0][0].get_legend_handles_labels()

@@ -150,12 +150,6 @@ class Ledger:
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
-    def books(self, prefix: str) -> list[str]:
-        """Names of the books that begin with a prefix."""
-        with self._mutex:
-            found = self._storage.get_all_studies()
-        return [study.study_name for study in found if study.study_name.startswith(prefix)]
-
     def entries(self, book: str) -> list[Entry]:
         """What is done, and what is being done by a process that is alive, each once."""
         with self._mutex:

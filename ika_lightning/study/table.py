@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ika_lightning.study.cells import Cell, Identity
+from ika_lightning.study.cells import Identity
 
 __all__ = ["Row", "to_csv"]
 
@@ -56,10 +56,6 @@ class Row:
     def from_json(cls, kept: Mapping[str, Any], changed: tuple[str, ...] = ()) -> Row:
         """Make a row of what a ledger has kept."""
         return cls(**{**kept, "identity": Identity(**kept["identity"]), "changed": changed})
-
-    def is_of(self, cell: Cell) -> bool:
-        """Whether it is the result of a cell, of whatever identity."""
-        return (self.data, self.variant, self.repeat) == (cell.data.name, cell.variant.name, str(cell.repeat))
 
 
 def to_csv(rows: Sequence[Row]) -> bytes:

@@ -10,6 +10,7 @@ from ika_lightning.study.check import check_data_set
 from ika_lightning.study.definition import read_study
 
 FOLDER = Path(__file__).parents[2] / "studies"
+PAGE = FOLDER.parent / "docs" / "study.md"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PARTS = [(file.stem, data) for file in FILES for data in read_study(file).data]
 
@@ -26,6 +27,22 @@ def test_its_first_lines_say_how_to_run_it_and_what_it_takes(file: Path) -> None
     # comments break lines anywhere
     said = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
     assert re.search(r"Budget: .*(hours?) of one core", said)
+
+
+def test_the_file_of_the_documentation_is_one(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "configs").symlink_to(PAGE.parents[1] / "configs")
+    (tmp_path / "studies" / "mine.yaml").write_text("data: {}\n")
+    file = tmp_path / "studies" / "example.yaml"
+    file.write_text(example)
+    study = read_study(file)
+    assert len(list(cells_of(study))) == 3 * (20 + 3) and study.tuning is not None and study.tuning.trials == 8
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)]+)\)", PAGE.read_text()))
+def test_links_of_the_documentation_lead_somewhere(target: str) -> None:
+    assert (PAGE.parent / target).is_file()
 
 
 @pytest.mark.parametrize(("study", "name"), PARTS, ids=map("-".join, PARTS))
