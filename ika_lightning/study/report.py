@@ -16,6 +16,7 @@ from ika_lightning.study.comparison import Comparison, compare
 from ika_lightning.study.definition import Study
 from ika_lightning.study.drawing import forest, strip, time_beside
 from ika_lightning.study.progress import duration
+from ika_lightning.study.statistics import Paired
 from ika_lightning.study.table import Row, to_csv
 
 __all__ = ["write_report"]
@@ -143,9 +144,8 @@ def _comparisons(found: Sequence[Comparison], baseline: str) -> _Table:
         if (pair := each.paired) is None:
             row += ["", "", ""]
         else:
-            interval = "" if math.isnan(pair.low) else f" [{_signed(pair.low)}, {_signed(pair.high)}]"
             row += [
-                f"{_signed(pair.gain)}{interval}" if pair.count else "",
+                _gain(pair) if pair.count else "",
                 f"{_probability(each.p)}{f', {each.verdict}' if each.verdict else ''}",
                 f"{pair.wins}, {pair.ties}, {pair.losses}",
             ]
@@ -249,15 +249,25 @@ def _count(number: int, unit: str) -> str:
 
 
 def _plus_minus(value: float, error: float) -> str:
-    """A mean to the place of the second digit of its error."""
+    """A mean and its error, as far as the error lets it be known."""
     if math.isnan(error) or error == 0:
         return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(error)))
+    places = _places(error)
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3g}"
+def _gain(pair: Paired) -> str:
+    """A gain and its interval, as far as the interval lets it be known."""
+    half = (pair.high - pair.low) / 2
+    if math.isnan(half) or half == 0:
+        return f"{pair.gain:+.3g}"
+    gain, low, high = (f"{value:+.{_places(half)}f}" for value in (pair.gain, pair.low, pair.high))
+    return f"{gain} [{low}, {high}]"
+
+
+def _places(error: float) -> int:
+    """Decimal places to the second digit of an error."""
+    return max(0, 1 - math.floor(math.log10(error)))
 
 
 def _probability(p: float) -> str:

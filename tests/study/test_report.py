@@ -100,8 +100,11 @@ class TestFiles:
         each = next(each for each in compare(study, make_rows(study)) if each.variant == "better")
         assert each.paired is not None
         pair = each.paired
-        wanted = f"| 7 | {pair.gain:+.3g} [{pair.low:+.3g}, {pair.high:+.3g}] | < 0.001, better | 7, 0, 0 | 4 |"
-        assert wanted in report
+        # to the second digit of half the interval
+        assert 0.01 < (pair.high - pair.low) / 2 < 1
+        places = 2 if (pair.high - pair.low) / 2 >= 0.1 else 3
+        gain, low, high = (f"{value:+.{places}f}" for value in (pair.gain, pair.low, pair.high))
+        assert f"| 7 | {gain} [{low}, {high}] | < 0.001, better | 7, 0, 0 | 4 |" in report
 
     def test_of_what_there_is_not_yet(self, tmp_path: Path) -> None:
         study = make_study()
