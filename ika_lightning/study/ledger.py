@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +142,7 @@ class Ledger:
         self._lock.acquire()
         self._next_beat = 0.0
         self.beat()
+        self._sweep()
 
     def close(self) -> None:
         """Take leave: what this process had begun with and not released is begun anew by others."""
@@ -266,6 +268,14 @@ class Ledger:
             if time.monotonic() >= self._next_beat:
                 self._next_beat = time.monotonic() + _BEAT
                 self.note(_PRESENCE, self._owner, time.time())
+
+    def _sweep(self) -> None:
+        """Take away what processes have left that were killed before they began with anything."""
+        for lock in self._folder.glob(f"*/{_LOCK}"):
+            # one that begins just now may have made its lock, and not hold it yet
+            with suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > _BEAT:
+                    self._is_alive(lock.parent.name)
 
     def _is_alive(self, owner: str) -> bool:
         if owner == self._owner:

@@ -1,5 +1,6 @@
 """Who does what, and what is done: one process for each thing, whatever becomes of others."""
 
+import os
 import subprocess
 import sys
 import time
@@ -108,6 +109,20 @@ def test_a_killed_process_is_missed_at_once_and_its_results_are_not(
     # nor does another process wait for it, of which the folder was taken away
     assert opens().claim("book", "a") is None
     assert len(list((tmp_path / "running").iterdir())) == 3
+
+
+def test_a_process_that_was_killed_before_it_began_leaves_nothing(opens: Open, tmp_path: Path) -> None:
+    alive = opens()
+    lock = tmp_path / "running" / "dead" / "alive.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    opens()
+    # it may just be about to begin
+    assert lock.exists()
+    for each in (lock, alive.own_folder / "alive.lock"):
+        os.utime(each, (0, 0))
+    opens()
+    assert not lock.parent.exists() and alive.own_folder.exists()
 
 
 def test_of_many_that_begin_at_the_same_time_one_does_it(opens: Open) -> None:

@@ -177,23 +177,29 @@ def test_ctrl_c_leaves_a_report_and_the_same_command_goes_on(done: Done, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_ten_times_the_table_is_the_same(done: Done, tmp_path: Path) -> None:
-    write_study(tmp_path, SMALL)
-    words, options = command(tmp_path, *WORDS, "--jobs", "2")
-    moments = random.Random(0)
-    for _ in range(10):
+def test_killed_ten_times_the_table_is_the_same(tmp_path: Path) -> None:
+    """Each time after something is done, and at whatever moment of what follows."""
+    longer = {**SMALL, "repeats": {**STUDY["repeats"], "values": [3, 5, 7, 11]}}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        write_study(tmp_path / name, longer)
+    words, options = command(tmp_path / "killed", *WORDS, "--jobs", "2")
+    moments, kills = random.Random(0), 0
+    while kills < 10:
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) as one:
-            # from where it has begun to train to well into a training
-            journal = tmp_path / "results" / "small" / "study.journal"
-            size = journal.stat().st_size if journal.is_file() else 0
-            while one.poll() is None and not (journal.is_file() and journal.stat().st_size > size + 300):
-                time.sleep(0.05)
-            time.sleep(moments.uniform(0.0, 8.0))
+            assert one.stdout is not None
+            if "report" in one.stdout.readline():
+                break
+            time.sleep(moments.uniform(0.0, 4.0))
             one.kill()
-        if one.returncode == 0:
-            break
-    assert run(tmp_path, *WORDS, "--jobs", "2").returncode == 0
-    pd.testing.assert_frame_equal(results(tmp_path), results(done[0]))
+            kills += 1
+    # a study that was quick has come to its end before
+    assert kills >= 5
+    for name in ("whole", "killed"):
+        assert run(tmp_path / name, *WORDS, "--jobs", "2").returncode == 0
+    whole = results(tmp_path / "whole")
+    pd.testing.assert_frame_equal(results(tmp_path / "killed"), whole)
+    assert len(whole) == 12
 
 
 @pytest.mark.parametrize(
