@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> [duration(seconds) for seconds in (7.4, 100, 5000, 200_000)]
-        ['7 s', '2 min', '1 h 23 min', '2 days 8 h']
+        ['7 s', '2 min', '1 h 23 min', '2 days 7 h']
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
