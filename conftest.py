@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 _OPTIONAL = {
+    "optuna": "ika_lightning/study",
     "transformers": "ika_lightning/attention/huggingface.py",
     "triton": "ika_lightning/attention/backends/fused_kernels.py",
 }

@@ -1,4 +1,4 @@
-"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,export,datasets,calibrate}``.
+"""The command line: ``python -m ika_lightning {fit,validate,test,predict,report,export,datasets,calibrate,study}``.
 
 This module is the front door. It answers ``--help`` and ``--version`` without importing PyTorch, and turns the end of
 a command into an exit code. :mod:`~ika_lightning.cli.command` does the work, :mod:`~ika_lightning.cli.checkpoint`
@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "export": "write a checkpoint as a file that is used without this package",
     "datasets": "list the data sets that are known by name, and which of them are on this computer",
     "calibrate": "measure what attention costs on this machine",
+    "study": "compare attentions on data of your own, with equal tuning and repeats",
 }
 
 HELP = f"""\
@@ -49,6 +50,7 @@ examples:
   {PROGRAM} export --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output model.pt2
   {PROGRAM} fit --model.help Regression
   {PROGRAM} datasets
+  {PROGRAM} study --config studies/concrete.yaml --jobs 2
 """
 
 
@@ -96,6 +98,12 @@ def _run(args: list[str]) -> None:
 
             gc.enable()
             run(args[1:])
+            return
+        if args[0] == "study":
+            from ika_lightning.cli.study import run_study
+
+            gc.enable()
+            run_study(args[1:])
             return
         from ika_lightning.cli.command import Command
 

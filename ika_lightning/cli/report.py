@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from ika_lightning.cli.checkpoint import read_checkpoint, restore
 from ika_lightning.output import follow, open_output
 from ika_lightning.pictures import Recorder, Recording, draw, record_spectra
 from ika_lightning.pictures.canvas import to_pixels, to_png
+from ika_lightning.pictures.page import page, picture, table
 from ika_lightning.protocols import DrawsResults, RunsExample, Tables, TellsTables
 
 PAGE = "report.html"
@@ -36,13 +36,6 @@ KINDS = {
 }
 # Most characters of an argument that is shown.
 _LONGEST_FACT = 200
-_STYLE = """\
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1, h2 { font-weight: 600; } img { max-width: 100%; display: block; margin: .5rem 0 1.5rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-td, th { border-bottom: 1px solid #ccc; padding: .2rem .8rem .2rem 0;
-text-align: left; vertical-align: top; } code { background: #f3f3f3; padding: 0 .2rem; }
-"""
 
 
 class ReportingTrainer(Trainer):
@@ -182,18 +175,10 @@ def _page(title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str
     say = html.escape
     parts = [f"<h1>{say(title)}</h1>", *(f"<p>{say(note)}</p>" for note in notes)]
     for name, (header, rows) in tables.items():
-        lines = ["".join(f"<th>{say(cell)}</th>" for cell in header)] if any(header) else []
-        lines += ["".join(f"<td>{say(cell)}</td>" for cell in row) for row in rows]
-        parts += [f"<h2>{say(name)}</h2>", "<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"]
+        parts += [f"<h2>{say(name)}</h2>", table(header, rows)]
     for kind, text in KINDS.items():
         shown = {tag: png for tag, png in figures.items() if tag.startswith(f"{kind}/")}
         if shown:
             parts += [f"<h2>{kind.capitalize()}</h2>", f"<p>{say(text)}</p>"]
-        for tag, png in shown.items():
-            data = base64.b64encode(png).decode()
-            parts.append(f'<img alt="{say(tag)}" title="{say(tag)}" src="data:image/png;base64,{data}">')
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{say(title)}</title>\n'
-        f"<style>\n{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+        parts += [picture(tag, png) for tag, png in shown.items()]
+    return page(title, parts)

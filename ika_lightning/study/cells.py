@@ -1,0 +1,189 @@
+"""The cells of a study, and what makes each the one that it is.
+
+A cell is a variant on a data set in one repeat: a training with the values that tuning chose, and a test of its best
+checkpoint. Its identity says of what its result is: of a configuration, of data, and of code. A result of another
+identity is another result, whatever it is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import ika_lightning
+from ika_lightning.data.messages import closest, quoted
+from ika_lightning.study.definition import DataSet, Study, Variant
+
+__all__ = [
+    "DIGITS",
+    "Cell",
+    "Identity",
+    "cells_of",
+    "code_version",
+    "configuration_hash",
+    "find_cell",
+    "short_hash",
+    "words_of",
+]
+
+#: Digits of a hash: enough for no two of a study to be the same.
+DIGITS = 12
+# Parts of the package that only look at what was trained.
+_ONLOOKERS = ("study", "pictures", "sklearn")
+# What computes and chooses, besides this package.
+_LIBRARIES = ("torch", "lightning", "torchmetrics", "torch-geometric", "numpy", "scipy", "scikit-learn", "optuna")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result is one of.
+
+    Args:
+        configuration: Hash of the configuration file's content, of everything that overrides it, and of how it is
+            tuned.
+        data: Hash of the files that the configuration names, and of what is read for training.
+        code: Hash of this package, and of the versions of the libraries that it computes with.
+    """
+
+    configuration: str
+    data: str
+    code: str
+
+    @property
+    def short(self) -> str:
+        """One hash of all of it."""
+        return short_hash(asdict(self))
+
+    def differences(self, other: Identity) -> list[str]:
+        """What differs from another.
+
+        Example:
+            >>> Identity("a", "b", "c").differences(Identity("a", "x", "y"))
+            ['data', 'code']
+        """
+        mine, others = asdict(self), asdict(other)
+        return [name for name in mine if mine[name] != others[name]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A variant on a data set in one repeat.
+
+    Args:
+        data: The data set.
+        variant: The variant.
+        repeat: The value that the options of repeats take.
+    """
+
+    data: DataSet
+    variant: Variant
+    repeat: Any
+
+    @property
+    def name(self) -> str:
+        """What the command line calls it."""
+        return f"{self.data.name}/{self.variant.name}/{self.repeat}"
+
+
+def cells_of(study: Study) -> Iterator[Cell]:
+    """Go through the cells of a study: all variants of a repeat, and then those of the next."""
+    for data in study.data.values():
+        for repeat in data.repeats.values:
+            for variant in study.variants.values():
+                yield Cell(data, variant, repeat)
+
+
+def find_cell(study: Study, name: str) -> Cell:
+    """Return the cell of a name.
+
+    Args:
+        study: The study.
+        name: Data set, variant and repeat, with slashes between them.
+
+    Raises:
+        ValueError: If there is no such cell.
+    """
+    parts = name.split("/")
+    if len(parts) != 3:
+        raise ValueError(f"--only {name}: must be DATA/VARIANT/REPEAT, such as {next(cells_of(study)).name}")
+    data, variant, repeat = parts
+    if data not in study.data:
+        raise _unknown(name, "data set", data, study.data)
+    if variant not in study.variants:
+        raise _unknown(name, "variant", variant, study.variants)
+    repeats = {str(value): value for value in study.data[data].repeats.values}
+    if repeat not in repeats:
+        raise _unknown(name, "repeat", repeat, repeats)
+    return Cell(study.data[data], study.variants[variant], repeats[repeat])
+
+
+def words_of(data: DataSet, variant: Variant, repeat: Any, chosen: Mapping[str, Any]) -> list[str]:
+    """What to write after ``python -m ika_lightning fit`` for a training of a study.
+
+    Args:
+        data: The data set.
+        variant: The variant.
+        repeat: The value of the repeat.
+        chosen: The values of what is tuned, by option.
+    """
+    own = variant.overrides if variant.reference is None else {}
+    options = {**data.overrides, **own, **chosen, **dict.fromkeys(data.repeats.options, repeat)}
+    return ["--config", str(data.config), *(f"--{option}={_written(value)}" for option, value in options.items())]
+
+
+def configuration_hash(study: Study, data: DataSet, variant: Variant) -> str:
+    """Hash what the trainings of a variant on a data set are made of, but for the repeat."""
+    ranges = study.ranges(variant)
+    tuned = asdict(replace(study.tuning, ranges=ranges)) if study.tuning is not None and ranges else None
+    return short_hash(
+        {
+            "config": yaml.safe_load(data.config.read_text(encoding="utf-8")),
+            # their order counts, as a class comes before its arguments
+            "overrides": [list(data.overrides.items()), list(variant.overrides.items())],
+            "reference": variant.reference,
+            "tuned": tuned,
+            "repeats": data.repeats.options,
+            "threads": study.threads,
+        }
+    )
+
+
+def code_version() -> str:
+    """Hash the code that trains and tests, and the versions of the libraries that it computes with."""
+    root = Path(ika_lightning.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    code = {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.relative_to(root).parts[0] not in _ONLOOKERS
+    }
+    return short_hash([code, {library: version(library) for library in _LIBRARIES}])
+
+
+def short_hash(content: Any) -> str:
+    """Return a hash of strings, numbers, and lists and dicts of them.
+
+    Example:
+        >>> short_hash({"a": 1, "b": 2}) == short_hash({"b": 2, "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
+
+
+def _written(value: Any) -> str:
+    """A value as the command line reads it."""
+    if isinstance(value, str):
+        # words that YAML takes for something else, such as No, stay the words that they are
+        return value if yaml.safe_load(value or "''") == value else json.dumps(value)
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+
+
+def _unknown(name: str, kind: str, given: str, known: Mapping[str, Any]) -> ValueError:
+    return ValueError(f"--only {name}: unknown {kind} {given!r}{closest(given, known)}; there are {quoted([*known])}")
