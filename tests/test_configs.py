@@ -131,7 +131,10 @@ def test_overlay_for_gpus_without_one(name: str, small: list[str], capsys: pytes
     with pytest.raises(SystemExit) as end:
         main([*small, "--config", str(FOLDER / "trainer" / f"{name}.yaml")])
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: No supported gpu backend found!\n"
+    assert capsys.readouterr().err == (
+        "error: --trainer.accelerator gpu: PyTorch finds no GPU that it can use; install its build for your GPU "
+        f"(this is {torch.__version__}), or train without: --trainer.accelerator cpu\n"
+    )
 
 
 def test_later_files_win_and_options_win_over_files(capsys: pytest.CaptureFixture[str]) -> None:
