@@ -50,6 +50,8 @@ QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 QUIET += ["--trainer.enable_model_summary", "false"]
 SMALL = ["--trainer.max_epochs", "1", "--pictures", "0"]
 NARROW = ["--model.width", "16", "--model.num_heads", "2", "--model.depth", "1"]
+# of a few tokens, so that some are cut
+pytestmark = pytest.mark.filterwarnings("ignore:.* of the .* texts")
 ATTENTIONS: dict[str, Callable[..., MultiheadAttention]] = {
     "DotProduct": DotProduct,
     "RBF": functools.partial(RBF, p=1.5),
@@ -154,7 +156,6 @@ def test_a_table(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> No
     assert read_alone("rows", suffix, {"rows": rows[:1]})["prediction"] == pytest.approx(wanted[:1], rel=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:.* of the .* texts")
 @pytest.mark.parametrize("model", ["TextClassification", "pretrained"])
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
 def test_texts(trained, suffix: str, model: str) -> None:
