@@ -291,14 +291,15 @@ def test_defaults_of_regression_are_fitted_once_and_set_beside_the_better_of_the
     benchmark, done = load("regression_defaults"), []
     others = dict(zip(benchmark.OTHERS, (4.0, 5.0, 2.0), strict=True))
 
-    def ours(table: str, split: int, options: list[str]) -> float:
+    def ours(table: str, split: int, options: list[str]) -> tuple[float, float | None]:
         done.append((table, split))
-        return 2.0 + split
+        # of one split, too few rows for an interval
+        return 2.0 + split, None if split == 1 else 0.875
 
     names = benchmark.measure.__globals__
     monkeypatch.setitem(names, "RESULTS", tmp_path / "defaults.csv")
     monkeypatch.setitem(names, "ours", ours)
-    monkeypatch.setitem(names, "other", lambda model, table, split: others[model])
+    monkeypatch.setitem(names, "other", lambda model, table, split: (others[model], 0.5))
     for _ in range(2):
         for split in range(3):
             # of the last split, one is missing yet
@@ -306,7 +307,7 @@ def test_defaults_of_regression_are_fitted_once_and_set_beside_the_better_of_the
                 benchmark.measure("table", split, model, [])
     assert done == [("table", 0), ("table", 1), ("table", 2)]
     benchmark.report(3)
-    assert "| table | 2 | 2.5 | 4 | 5 | 2 | 1.25 |" in capsys.readouterr().out.splitlines()
+    assert "| table | 2 | 2.5 | 4 | 5 | 2 | 1.25 | 0.875 |" in capsys.readouterr().out.splitlines()
 
 
 class TestAccuracyOfNodeClassification:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -493,7 +494,7 @@ def _early_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _named_in(options: list[str]) -> Iterator[tuple[str, str]]:
     """Go through the names that options give, each with its place."""
-    for option, following in zip(options, [*options[1:], ""], strict=True):
+    for option, following in zip_longest(options, options[1:], fillvalue=""):
         key, given, value = option.removeprefix("--").partition("=")
         yield from named_places(parse_option(value if given else following), join_places("", key))
 
