@@ -188,7 +188,10 @@ class Recorder:
     def _record_edges(self, name: str, core: Core) -> Callable[..., None]:
         def record(layer: nn.Module, inputs: Any, weights: Tensor) -> None:
             _, _, given = inputs
-            i, j, keys = given["edge_index_i"].clone(), given["edge_index_j"].clone(), None
+            i, j, keys = given["edge_index_i"], given["edge_index_j"], None
+            if (replaced := given.get("replaced")) is not None:
+                # self-loops of the graph in whose place the layer has put its own
+                i, j, weights = i[~replaced], j[~replaced], weights[~replaced]
             if given["edge_attr"] is None:
                 some = slice(None, None, max(1, -(-len(i) // _MAX_EDGES)))
                 keys = given["keys"].detach()[j[some]]
@@ -198,8 +201,8 @@ class Recorder:
                 keys = at_least_float32(keys).transpose(0, 1)
             self.recordings[name] = GraphRecording(
                 **_describe(name, core, self._drawn, self.max_sequences),
-                node=i,
-                neighbour=j,
+                node=i.clone(),
+                neighbour=j.clone(),
                 weights=_copy(weights),
                 keys=keys,
             )
