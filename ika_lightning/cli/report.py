@@ -139,8 +139,8 @@ def _facts(
     for name, value in model.hparams.items():
         if isinstance(value, Mapping) and "class_path" in value:
             options = [f"{key}={option}" for key, option in (value.get("init_args") or {}).items()]
-            value = f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"
-        if isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
+            facts.append((name, f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"))
+        elif isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
             # the configuration of a whole encoder is for no reader
             facts += [(name, text)] if len(text := str(value)) <= _LONGEST_FACT else []
     return facts
