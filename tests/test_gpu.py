@@ -204,8 +204,6 @@ def test_training_resumes_to_the_bit(files, tmp_path) -> None:
             default_root_dir=tmp_path, **ON_DEVICE, max_epochs=epochs, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, deterministic=True,
         )  # fmt: skip
-        # noise would be drawn again
-        model.on_train_start = functools.partial(four_tasks.without_noise, model)
         trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
         return trainer
 
