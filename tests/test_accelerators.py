@@ -185,7 +185,7 @@ ANSWERS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "ContextRegressor": (
         "Ensemble",
         lambda net: inference.ContextRegressor(
-            net, floats(5, 3), None, lambda outputs: believe(outputs, likelihood=True, mixes=True), 1e6, 10.0, 2.0,
+            net, floats(5, 3), None, lambda outputs: believe(outputs, likelihood=True, mixes=1), 1e6, 10.0, 2.0,
             widens=True,
         )(floats(4, 3)),
     ),

@@ -103,7 +103,7 @@ def check_p(p: Exponent) -> float:
     """
     try:
         number = float(p)
-    except ValueError:
+    except (TypeError, ValueError):
         number = math.nan
     if not number >= 1.0:
         raise ValueError(f"p must be at least 1 for |x|_p to be a norm (inf is allowed), or 'learned'; got {p!r}")

@@ -59,7 +59,7 @@ class Examples(Callback):
         self._recording = False
 
     def names(self, pl_module: LightningModule, layer: str) -> Any:
-        """Ask the model what the queries and keys of a layer are called, if it :class:`NamesAttention`; else None."""
+        """What a model that :class:`NamesAttention` calls the queries and keys of a layer; None for any other."""
         if self.batch is None or not isinstance(pl_module, NamesAttention):
             return None
         return pl_module.attention_names(self.batch, layer)

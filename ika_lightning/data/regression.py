@@ -55,7 +55,7 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
         batch_size: Rows in a training batch: those that ask and those that are their context.
         max_context: Most training rows that are the context in evaluation, and most rows that are asked at a time. With
             the network that a regression has by default, one core answers 2,048 rows from as many in a second, 8,192
-            in 6 and 16,384 in 11, with 0.05 GiB for each 1,000 rows: beyond some 4,000, time grows as memory does.
+            in 5 and 16,384 in 8, with 0.05 GiB for each 1,000 rows.
         root: Folder of the benchmarks; by default ``IKA_DATA``, else the user's cache folder.
         seed: Seed of splits, batches and context, 0 or more.
 

@@ -12,6 +12,8 @@ from ika_lightning.tasks.uncertainty import conformal_radius, rows_needed
 
 __all__ = ["Intervals"]
 
+_NOT_VALIDATED = "the weights were not validated; train with validation rows, or validate them"
+
 
 class Intervals:
     """Intervals that hold the target of a new row with a probability of ``level``, whatever the distribution.
@@ -23,8 +25,8 @@ class Intervals:
         level: The probability, in (0, 1).
 
     Attributes:
-        scores: How far the rows of the last validation were from their predictions, ascending; None if the weights were
-            not validated.
+        scores: How far the rows of the last validation were from their predictions, ascending; None if they are not
+            known.
 
     Raises:
         ValueError: If level is not in (0, 1).
@@ -43,7 +45,16 @@ class Intervals:
             raise ValueError(f"interval must be between 0 and 1, such as 0.9, got {level}")
         self.level = level
         self.scores: Tensor | None = None
+        self._why_unknown = _NOT_VALIDATED
         self._found: list[Tensor] = []
+
+    def forget(self, why: str = _NOT_VALIDATED) -> None:
+        """Forget the scores.
+
+        Args:
+            why: Why they say nothing, and how to go on.
+        """
+        self.scores, self._why_unknown = None, why
 
     def begin(self) -> None:
         """Begin a validation."""
@@ -73,7 +84,7 @@ class Intervals:
     def why_none(self) -> str:
         """Why the radius is infinite, where it is, and how to go on."""
         if self.scores is None:
-            return "the weights were not validated; train with validation rows, or validate them"
+            return self._why_unknown
         if len(self.scores) < (needed := rows_needed(self.level)):
             return (
                 f"{len(self.scores)} validation rows are too few for interval={self.level}, which takes "

@@ -11,7 +11,8 @@ class WeightedMean(Metric):
     """The mean of values by their weights, over many batches and processes.
 
     Unlike ``torchmetrics.MeanMetric`` it does not look for values that are no numbers, for which an accelerator would
-    be waited for at every batch: where there are any, so is the mean.
+    be waited for at every batch: where there are any, so is the mean. (With ``nan_strategy="disable"`` that metric does
+    not look either, but takes all weights for 1: torchmetrics issue 3434.)
 
     Example:
         >>> mean = WeightedMean()

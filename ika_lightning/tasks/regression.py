@@ -224,7 +224,7 @@ class Regression(Task[RegressionData]):
         self.context = torch.empty(context.shape, device=self.data_device).copy_(context)
         if self.hparams["context_targets"]:
             self.context_target = torch.empty(target.shape, device=self.data_device).copy_(target)
-        self.intervals.scores = None
+        self.intervals.forget()
 
     def adapt(self, start: Start, data: RegressionData) -> tuple[dict[str, Tensor], str]:
         """Keep all weights, for a table of the same columns."""
@@ -358,7 +358,7 @@ class Regression(Task[RegressionData]):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make the gradient that of the mean over the samples of the update; scores are of the weights before it."""
         super().on_before_optimizer_step(optimizer)
-        self.intervals.scores = None
+        self.intervals.forget()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the scores of the last validation."""
@@ -370,8 +370,16 @@ class Regression(Task[RegressionData]):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scores of the checkpoint's validation, which earlier versions did not keep; of as many draws."""
         super().on_load_checkpoint(checkpoint)
-        same = checkpoint.get("calibration_draws", 1) == self.hparams["draws"]
-        self.intervals.scores = checkpoint.get("calibration") if same else None
+        found, draws, here = (
+            checkpoint.get("calibration"),
+            checkpoint.get("calibration_draws", 1),
+            self.hparams["draws"],
+        )
+        self.intervals.forget()
+        if found is not None and draws != here:
+            self.intervals.forget(f"the weights were validated with draws={draws}, not {here}; leave draws at {draws}")
+        else:
+            self.intervals.scores = found
 
     def summarise(self, metrics: MetricCollection) -> dict[str, Tensor]:
         """Return the errors in the target's own unit, R2 if there are two rows, and intervals if there are any."""

@@ -473,6 +473,7 @@ class TestDraws:
         other = Regression.load_from_checkpoint(path, weights_only=True, draws=1)
         assert_close(same.eval().answer(batch.features), model.answer(batch.features), rtol=0, atol=0)
         assert torch.equal(same.intervals.scores, model.intervals.scores) and other.intervals.scores is None
+        assert other.intervals.why_none == "the weights were validated with draws=4, not 1; leave draws at 4"
 
     def test_kernels_without_samples_of_noise_have_none(self, table, tmp_path):
         with pytest.raises(ValueError, match="draws are of implicit spectra, and the network has none"):
