@@ -27,6 +27,7 @@ from definition import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -503,6 +504,16 @@ def test_second_derivatives_are_those_of_dense(is_causal, mask, backend, family,
     expected = twice(operation(parts, **options, backend="dense"), parts)
     assert any(x.ne(0).any() for x in expected) == (mask != "nothing")
     assert_close(twice(operation(parts, **options, backend=backend), parts), expected)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_second_derivatives_of_sdpa_take_the_plain_kernel_of_pytorch(is_causal):
+    """Its fused kernels have none, on a call of any size; which kernel it takes is the user's to say."""
+    parts = inputs("exponent", spread=2.0)
+    expected = twice(operation(parts, is_causal=is_causal, backend="dense"), parts)
+    attend = operation(parts, is_causal=is_causal, backend="sdpa")
+    with sdpa_kernel(SDPBackend.MATH):
+        assert_close(twice(attend, parts), expected)
 
 
 @every_family

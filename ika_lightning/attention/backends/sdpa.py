@@ -16,7 +16,8 @@ class Sdpa:
     """:func:`torch.nn.functional.scaled_dot_product_attention`, with one more column for what is added to a key.
 
     A mask of numbers would say the same, but PyTorch's fused kernels give a mask no gradient; with more columns in
-    queries and keys than in values they are left, too, so values get a column of zeros.
+    queries and keys than in values they are left, too, so values get a column of zeros. These kernels have no second
+    derivatives; ``backend="dense"`` has, as has this one under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
     """
 
     name = "sdpa"
