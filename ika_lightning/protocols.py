@@ -33,7 +33,7 @@ __all__ = [
 #: Pictures by the name that they are shown under; a picture is drawn when it is called.
 Figures = Mapping[str, Callable[[], "Figure"]]
 
-#: Tables by their titles: a header, and rows.
+#: Tables by their titles, each a header and rows.
 Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
@@ -71,8 +71,8 @@ class NamesAttention(Protocol):
             layer: Where in the model the layer is.
 
         Returns:
-            Two lists, for queries and for keys: the names of each sequence of the batch, without padding; or of the one
-            graph. None where there are no names.
+            Two lists, for queries and for keys, of the names of each sequence of the batch, without padding; or of the
+            one graph. None where there are no names.
         """
 
 

@@ -94,7 +94,7 @@ class Call:
 
     @property
     def lead(self) -> torch.Size:
-        """The leading axes of the result: sequences and heads."""
+        """The leading axes of the result, which are sequences and heads."""
         parts = (self.query, self.key, self.query_features, self.key_features, self.value)
         return torch.broadcast_shapes(*(part.shape[:-2] for part in parts if part is not None))
 
@@ -173,7 +173,7 @@ class Backend(Protocol):
     def cost(self, call: Call, price: Mapping[str, float]) -> float:
         """Estimate the time forwards and backwards at the prices of a device, in multiply-adds of a large product.
 
-        It is a sum of products of one price each, so that :mod:`.calibration` can find them from times.
+        It is a sum of products of one price each, so that ``calibrate`` can find them from times.
         """
         ...
 
