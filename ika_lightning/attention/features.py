@@ -23,7 +23,15 @@ from torch import Tensor
 
 
 class FeatureMap(ABC):
-    """A function of queries and keys whose inner products are a kernel."""
+    """A function of queries and keys whose inner products are a kernel.
+
+    Example:
+        >>> class Products(FeatureMap):
+        ...     def __call__(self, x: Tensor) -> Tensor:
+        ...         return x
+        >>> Products()(torch.ones(2, 5, 3)).shape
+        torch.Size([2, 5, 3])
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:

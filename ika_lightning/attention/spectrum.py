@@ -37,6 +37,13 @@ class Spectrum(nn.Module, ABC):
 
     Attributes:
         conditional: Whether the map depends on the mean key. Layers compute it only if so.
+
+    Example:
+        >>> class Fixed(Spectrum):
+        ...     def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+        ...         return fourier((torch.ones(2, 5, 3),)), torch.zeros(())
+        >>> Fixed()()[0](torch.zeros(2, 7, 3)).shape
+        torch.Size([2, 7, 10])
     """
 
     conditional: bool = False

@@ -97,6 +97,12 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     Raises:
         ValueError: If kl_weight is negative.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> model = Regression(depth=1)
+        >>> isinstance(model, Task), model.headline, model.sizes
+        (True, 'rmse', ('num_features', 'num_context', 'target_mean', 'target_std'))
     """
 
     net: nn.Module

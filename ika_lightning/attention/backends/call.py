@@ -40,6 +40,12 @@ class Call:
     Shapes:
         query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
         log_magnitude (..., m); share (..., 1, 1). Leading axes broadcast.
+
+    Example:
+        >>> x = torch.zeros(2, 5, 3)
+        >>> call = Call(x, x, None, None, x, None, Mask(), dropout_p=0.0, floor=1e-5, need_weights=False)
+        >>> call.n, call.has_exponent, call.has_features, call.sums_over_keys
+        (5, True, False, True)
     """
 
     query: Tensor | None
@@ -159,6 +165,13 @@ class Backend(Protocol):
 
     To add one, write such an object in a file of its own and name it in
     :data:`~ika_lightning.attention.backends.BACKENDS`, where ``backend="auto"``, tests and benchmarks find it.
+
+    Example:
+        >>> from ika_lightning.attention.backends import BACKENDS
+        >>> x = torch.zeros(2, 5, 3)
+        >>> call = Call(x, x, None, None, x, None, Mask(), dropout_p=0.0, floor=1e-5, need_weights=False)
+        >>> [name for name, backend in BACKENDS.items() if backend.refuses(call) is None and name != "fused"]
+        ['sdpa', 'dense', 'reference']
     """
 
     @property
