@@ -2,7 +2,9 @@
 # make test      set up .venv, check style and types, run the fast tests
 # make test-all  the same with the slow tests
 # make gpu       test and measure on this machine's GPU, in 6 minutes
-# make clean     remove .venv
+# make docs      build the site into docs/_build/html; a warning, a broken link in it or an error in a tutorial fails
+# make links     ask for every page elsewhere that the site links to; takes a network
+# make clean     remove .venv and what docs built
 #
 # Needs Python >= 3.11 and nothing else. Another one: make PYTHON=/path/to/python3.12 fit
 
@@ -12,7 +14,7 @@ BIN := .venv/bin
 # a worker for each core; one that is done takes over tests of the others
 SIDE_BY_SIDE := --numprocesses auto --dist worksteal
 
-.PHONY: fit test test-all gpu check clean
+.PHONY: fit test test-all gpu docs links check clean
 
 fit: .venv/installed
 	$(BIN)/python -m ika_lightning fit --config $(CONFIG)
@@ -30,6 +32,13 @@ test-all: check
 gpu: .venv/installed
 	$(BIN)/python benchmarks/gpu.py
 
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+links: .venv/installed-docs
+	$(BIN)/python -m sphinx -q -b linkcheck -D nb_execution_mode=off docs docs/_build/links
+
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,5 +53,10 @@ check: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# What the site alone takes, on top of it.
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build

@@ -33,7 +33,7 @@ __all__ = [
 #: Pictures by the name that they are shown under; a picture is drawn when it is called.
 Figures = Mapping[str, Callable[[], "Figure"]]
 
-#: Tables by their titles: a header, and rows.
+#: Tables by their titles, each a header and rows.
 Tables = Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
@@ -53,7 +53,13 @@ class DrawsResults(Protocol):
 
 @runtime_checkable
 class TellsTables(Protocol):
-    """A model that can tell in words what it answered."""
+    """A model that can tell in words what it answered.
+
+    Example:
+        >>> from ika_lightning.tasks import Translation
+        >>> isinstance(Translation(), TellsTables)
+        True
+    """
 
     def tables(self) -> Tables:
         """Return what can be told of the last validation."""
@@ -61,7 +67,13 @@ class TellsTables(Protocol):
 
 @runtime_checkable
 class NamesAttention(Protocol):
-    """A model that knows what its attention layers look at."""
+    """A model that knows what its attention layers look at.
+
+    Example:
+        >>> from ika_lightning.tasks import TextClassification
+        >>> isinstance(TextClassification(), NamesAttention)
+        True
+    """
 
     def attention_names(self, batch: Any, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
         """Name what attends and what is attended to.
@@ -71,14 +83,20 @@ class NamesAttention(Protocol):
             layer: Where in the model the layer is.
 
         Returns:
-            Two lists, for queries and for keys: the names of each sequence of the batch, without padding; or of the one
-            graph. None where there are no names.
+            Two lists, for queries and for keys, of the names of each sequence of the batch, without padding; or of the
+            one graph. None where there are no names.
         """
 
 
 @runtime_checkable
 class RunsExample(Protocol):
-    """A model whose checkpoint holds examples: its attention can be watched without any data."""
+    """A model whose checkpoint holds examples: its attention can be watched without any data.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> isinstance(Regression(), RunsExample)
+        True
+    """
 
     def run_example(self) -> Any:
         """Answer for examples of its own."""
@@ -96,6 +114,13 @@ class Program:
         encoding: How raw data becomes inputs, as strings, numbers, lists and dicts.
         note: What a user might miss in it; empty if nothing.
         most: The largest sizes of dynamic axes, by what they are called, where there is one.
+
+    Example:
+        >>> from torch import nn, ones
+        >>> meaning = {"x": "numbers, three a row", "out": "their products with weights"}
+        >>> program = Program(nn.Linear(3, 2), {"x": ones(5, 3)}, {"x": {0: "rows"}}, meaning, encoding={})
+        >>> program.note, program.most
+        ('', {})
     """
 
     module: nn.Module
@@ -109,7 +134,13 @@ class Program:
 
 @runtime_checkable
 class Exports(Protocol):
-    """A model that can be used without this package."""
+    """A model that can be used without this package.
+
+    Example:
+        >>> from ika_lightning.tasks import NodeClassification
+        >>> isinstance(NodeClassification(), Exports)
+        True
+    """
 
     def export_program(self, data: Any) -> Program:
         """Return what the model computes in evaluation, on whatever device it is.
@@ -121,7 +152,14 @@ class Exports(Protocol):
 
 @runtime_checkable
 class CountsUnits(Protocol):
-    """A batch that knows what it holds."""
+    """A batch that knows what it holds.
+
+    Example:
+        >>> from torch import tensor
+        >>> from ika_lightning.data import TextBatch
+        >>> isinstance(TextBatch(tensor([[5, 6]]), tensor([1]), tensor([0])), CountsUnits)
+        True
+    """
 
     @property
     def counts(self) -> Mapping[str, Any]:
@@ -130,7 +168,13 @@ class CountsUnits(Protocol):
 
 @runtime_checkable
 class CompletesPredictions(Protocol):
-    """A model that knows more of its predictions than it returns for each batch, such as intervals around them."""
+    """A model that knows more of its predictions than it returns for each batch, such as intervals around them.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> isinstance(Regression(), CompletesPredictions)
+        True
+    """
 
     def complete_predictions(self, predictions: Any) -> Any:
         """Return what is written: of all predictions, one after another, a tensor or a list."""
@@ -138,7 +182,13 @@ class CompletesPredictions(Protocol):
 
 @runtime_checkable
 class WritesPredictions(Protocol):
-    """A data module that knows how predictions for its rows are written."""
+    """A data module that knows how predictions for its rows are written.
+
+    Example:
+        >>> from ika_lightning.data import RegressionData
+        >>> isinstance(RegressionData(name="co2"), WritesPredictions)
+        True
+    """
 
     def write_predictions(self, path: str | Path, predictions: Any) -> None:
         """Write the predictions of all batches, one after another: a tensor, a list, or what the model made of it."""
@@ -146,7 +196,13 @@ class WritesPredictions(Protocol):
 
 @runtime_checkable
 class HasFingerprints(Protocol):
-    """A data module that can tell whether another has read the same."""
+    """A data module that can tell whether another has read the same.
+
+    Example:
+        >>> from ika_lightning.data import RegressionData
+        >>> isinstance(RegressionData(name="co2"), HasFingerprints)
+        True
+    """
 
     @property
     def fingerprints(self) -> Mapping[str, str]:

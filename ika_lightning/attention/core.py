@@ -137,7 +137,7 @@ class Core(nn.Module):
 
     @property
     def p(self) -> float | Tensor:
-        """The exponent of the magnitude: a number, or that of each head, (h,), if it is learned."""
+        """The exponent of the magnitude, a number, or that of each head, (h,), if it is learned."""
         return self.magnitude.p
 
     @property
@@ -273,7 +273,7 @@ class Core(nn.Module):
     def sample(self, mean_key: Tensor | None, carrier: Tensor) -> tuple[FeatureMap, Tensor]:
         """Call the spectrum and keep its regulariser; return the map, and a tensor to be used in the carrier's place.
 
-        See :meth:`~ika_lightning.attention.regulariser.Regulariser.keep`.
+        See ``Regulariser.keep``.
         """
         assert self.spectrum is not None
         feature_map, kl = self.spectrum(mean_key)

@@ -8,7 +8,8 @@ feature maps whose inner product estimates the kernel (eqs. 5 to 9 of `Implicit 
 .. math:: \rho(q, k) = \phi(q) \cdot \phi(k)
 
 To add a feature map, write a subclass of :class:`FeatureMap`, and let a spectrum return it; layers over sequences and
-over graphs take it as it is. One of frequencies, a subclass of :class:`Fourier`, is faster on graphs.
+over graphs take it as it is. One of frequencies, a subclass of
+:class:`~ika_lightning.attention.features.Fourier`, is faster on graphs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from torch import Tensor
 
 
 class FeatureMap(ABC):
-    """A function of queries and keys whose inner products are a kernel."""
+    """A function of queries and keys whose inner products are a kernel.
+
+    Example:
+        >>> class Products(FeatureMap):
+        ...     def __call__(self, x: Tensor) -> Tensor:
+        ...         return x
+        >>> Products()(torch.ones(2, 5, 3)).shape
+        torch.Size([2, 5, 3])
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:

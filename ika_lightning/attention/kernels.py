@@ -74,6 +74,10 @@ class RBFKernel(Kernel):
 
     Raises:
         ValueError: If the precision is not positive.
+
+    Example:
+        >>> RBFKernel(num_heads=1, head_dim=4)(torch.zeros(1, 1, 4), torch.ones(1, 1, 4)).item()
+        -1.0
     """
 
     def __init__(self, num_heads: int, head_dim: int, precision: float = 1.0) -> None:
@@ -112,6 +116,11 @@ class MaternKernel(Kernel):
 
     Raises:
         ValueError: If nu is another number.
+
+    Example:
+        >>> kernel = MaternKernel(num_heads=1, head_dim=1, nu=0.5)
+        >>> kernel(torch.zeros(1, 1, 1), torch.full((1, 1, 1), 3.0)).item()
+        -3.0
     """
 
     def __init__(self, num_heads: int, head_dim: int, nu: float = 1.5) -> None:
@@ -138,6 +147,11 @@ class RationalQuadraticKernel(Kernel):
     r"""A mixture of Gaussian kernels of all scales, :math:`k = (1 + |q - k|^2 / 2 \alpha \ell^2)^{-\alpha}`.
 
     The weight of the long scales, alpha, is learned for each head; it starts at 1, and a large one gives the Gaussian.
+
+    Example:
+        >>> kernel = RationalQuadraticKernel(num_heads=1, head_dim=1)
+        >>> round(kernel(torch.zeros(1, 1, 1), torch.full((1, 1, 1), 2.0)).exp().item(), 4)  # 1 / (1 + 2^2 / 2)
+        0.3333
     """
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
@@ -165,6 +179,11 @@ class PeriodicKernel(Kernel):
 
     The second form is a matrix product and never holds n x m x d numbers. The period P is learned for each head and
     starts at :math:`2 \pi`.
+
+    Example:
+        >>> kernel = PeriodicKernel(num_heads=1, head_dim=1)
+        >>> round(kernel(torch.zeros(1, 1, 1), torch.full((1, 1, 1), 2 * math.pi)).item(), 4)  # a period apart
+        0.0
     """
 
     def __init__(self, num_heads: int, head_dim: int) -> None:
@@ -195,6 +214,11 @@ class LinearKernel(Kernel):
     A linear kernel may be negative, which no weight may be; it is squared for the same reason, and given the same
     floor, as an estimated kernel (:func:`~ika_lightning.attention.kernel_attention`). The offset c is learned for
     each head, is positive, and starts at 1.
+
+    Example:
+        >>> kernel = LinearKernel(num_heads=1, head_dim=1)
+        >>> round(kernel(torch.ones(1, 1, 1), torch.full((1, 1, 1), 3.0)).exp().item(), 3)  # (1 + 3)^2
+        16.0
     """
 
     def __init__(self, num_heads: int, head_dim: int) -> None:

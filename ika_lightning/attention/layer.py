@@ -68,6 +68,12 @@ class MultiheadAttention(nn.Module):
     Raises:
         ValueError: If num_heads does not divide embed_dim, dropout is no probability, or shapes do not fit.
         TypeError: If a mask is neither boolean nor floating.
+
+    Example:
+        >>> layer = MultiheadAttention(8, 2, batch_first=True, core=lambda heads, width: Core(heads, width))
+        >>> x = torch.randn(3, 5, 8)
+        >>> layer(x, x, x)[0].shape
+        torch.Size([3, 5, 8])
     """
 
     # What torch.nn.TransformerEncoderLayer and TransformerEncoder read besides batch_first, num_heads and out_proj.

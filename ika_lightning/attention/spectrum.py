@@ -1,13 +1,11 @@
 r"""Spectrum: where the feature map of a learned kernel comes from.
 
-=====================================================  =============================================================
-:class:`DirectSpectrum`                                the frequencies are parameters
-:class:`~ika_lightning.attention.implicit.             a generator makes them from noise whose law depends on the keys
-ImplicitSpectrum`
-the same with                                          that noise is drawn jointly over the heads
-:class:`~ika_lightning.attention.copula.
-GaussianCopula`
-=====================================================  =============================================================
+==============================================================  ===================================================
+:class:`DirectSpectrum`                                         the frequencies are parameters
+:class:`~ika_lightning.attention.implicit.ImplicitSpectrum`     a generator makes them from noise whose law depends
+                                                                on the keys
+the same with :class:`~ika_lightning.attention.GaussianCopula`  that noise is drawn jointly over the heads
+==============================================================  ===================================================
 
 A spectrum is called with the mean key of each head, or with None where no mean may be taken, and returns a feature map
 and the regulariser that goes with it (section 4 of `Implicit Kernel Attention <https://arxiv.org/abs/2006.06147>`_).
@@ -39,6 +37,13 @@ class Spectrum(nn.Module, ABC):
 
     Attributes:
         conditional: Whether the map depends on the mean key. Layers compute it only if so.
+
+    Example:
+        >>> class Fixed(Spectrum):
+        ...     def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+        ...         return fourier((torch.ones(2, 5, 3),)), torch.zeros(())
+        >>> Fixed()()[0](torch.zeros(2, 7, 3)).shape
+        torch.Size([2, 7, 10])
     """
 
     conditional: bool = False

@@ -1,7 +1,7 @@
 """From an exception to the one line that helps.
 
 jsonargparse reports a wrong option under the whole usage and every type it tried. All that is of use is in the chain
-of causes: each level names its key or class, and the last one says what was wrong. :func:`explain` reads that chain.
+of causes: each level names its key or class, and the last one says what was wrong. ``explain`` reads that chain.
 """
 
 import difflib

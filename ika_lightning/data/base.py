@@ -195,7 +195,7 @@ class DataModule(FromCheckpoint, LightningDataModule, Generic[Part, Encoder, Enc
 
         Raises:
             ValueError: If there is not a prediction for each row.
-            OSError: If the file cannot be written; see :func:`ika_lightning.output.check_output`.
+            OSError: If the file cannot be written; see ``ika_lightning.output.check_output``.
         """
         check_format(path)
         new, encoded = self.part("predict"), self.encoded("predict")

@@ -192,5 +192,5 @@ class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeB
 
     @property
     def node_names(self) -> list[str]:
-        """Names of the nodes of the graph that was read last: those of its table, else their numbers."""
+        """Names of the nodes of the graph that was read last, those of its table, else their numbers."""
         return [*self._parts.values()][-1].names if self._parts else []

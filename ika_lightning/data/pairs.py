@@ -42,6 +42,12 @@ class TranslationBatch(NamedTuple):
         number: Which line of its file, or pair of its split, each is, from 0, (b,). In prediction, several rows may be
             pieces of one line, in order.
         texts: The sentences and their translations as text; none in training.
+
+    Example:
+        >>> import torch
+        >>> batch = TranslationBatch(torch.tensor([[5, 3]]), torch.tensor([[2, 8, 3]]), torch.tensor([0]))
+        >>> batch.counts
+        {'sentences': 1, 'tokens': tensor(5)}
     """
 
     source: Tensor

@@ -34,6 +34,10 @@ class TextBatch(NamedTuple):
         label: (b,) int64, the number of the class; -1 where unknown.
         row: (b,) int64, 0-based row among the texts of the same part.
         padding: The token that they are padded with.
+
+    Example:
+        >>> TextBatch(torch.tensor([[5, 6], [7, 0]]), torch.tensor([1, -1]), torch.tensor([0, 1])).counts
+        {'texts': 2, 'tokens': tensor(3)}
     """
 
     tokens: Tensor

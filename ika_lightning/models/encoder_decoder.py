@@ -30,6 +30,15 @@ class DecoderState:
 
     Shapes:
         keys of b sources, caches of s hypotheses, s a multiple of b.
+
+    Example:
+        >>> import torch
+        >>> from ika_lightning.attention import IKAN
+        >>> net = EncoderDecoder(11, width=8, depth=1, num_heads=2, attention=IKAN).eval()
+        >>> state = net.start(torch.tensor([[5, 6, 7]]))
+        >>> _, state = net.decode(torch.tensor([[2, 4]]), state)
+        >>> state.length
+        2
     """
 
     sources: tuple[EncodedKeys, ...]

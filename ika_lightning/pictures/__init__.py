@@ -10,7 +10,7 @@ that, pure functions compute the numbers behind each picture, and others draw th
 :mod:`~ika_lightning.pictures.results`       predictions beside the truth
 ===========================================  ===================================================================
 
-:func:`~ika_lightning.pictures.layers.draw` returns all that can be drawn of a layer, for trainings and reports alike.
+:func:`~ika_lightning.pictures.draw` returns all that can be drawn of a layer, for trainings and reports alike.
 Nothing here knows of Lightning: :mod:`ika_lightning.callbacks` says when to draw and where pictures go.
 """
 

@@ -37,6 +37,12 @@ class Recording:
         core: A copy of what makes its similarity and magnitude.
         feature_map: What its spectrum returned; None if it has none.
         copula: The factor C of the correlation between heads, (h, h) or (b, h, h); None where heads are not coupled.
+
+    Example:
+        >>> from ika_lightning.attention import MIKAN
+        >>> (recording,) = record_spectra(MIKAN(8, 2)).values()
+        >>> recording.num_heads, recording.width, recording.copula.shape
+        (2, 4, torch.Size([2, 2]))
     """
 
     name: str

@@ -74,7 +74,7 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             path: The file: whole or not at all.
 
         Raises:
-            NotFittedError: Before :meth:`fit`.
+            sklearn.exceptions.NotFittedError: Before :meth:`fit`.
             OSError: If it cannot be written.
         """
         self._fitted()

@@ -82,7 +82,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         verbose: 1 shows a progress bar and what Lightning says.
 
     Attributes:
-        checkpoint_: The trained model as the bytes of a checkpoint, which :meth:`save` writes.
+        checkpoint_: The trained model as the bytes of a checkpoint, which ``save`` writes.
         n_features_in_: How many columns there were.
         feature_names_in_: Their names, if they had names.
 
@@ -179,7 +179,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             In the unit of the targets, (r,) float64; of predictions and standard deviations a pair, with return_std.
 
         Raises:
-            NotFittedError: Before :meth:`fit`.
+            sklearn.exceptions.NotFittedError: Before :meth:`fit`.
             ValueError: If columns are missing, or a category is new; or if there are no standard deviations.
 
         Example:
@@ -212,7 +212,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             Lower and upper ends in the unit of the targets, (r, 2) float64.
 
         Raises:
-            NotFittedError: Before :meth:`fit`.
+            sklearn.exceptions.NotFittedError: Before :meth:`fit`.
             ValueError: If there were no validation rows, or too few for such an interval; or as in :meth:`predict`.
 
         Example:

@@ -76,7 +76,7 @@ class KernelAttentionTextClassifier(
 
     Attributes:
         classes_: The classes, ascending.
-        checkpoint_: The trained model as the bytes of a checkpoint, which :meth:`save` writes.
+        checkpoint_: The trained model as the bytes of a checkpoint, which ``save`` writes.
 
     Raises:
         ValueError: In ``fit``, if an argument is out of its range or the data does not fit: the message says which.
@@ -183,7 +183,7 @@ class KernelAttentionTextClassifier(
             A row for each text and a column for each of ``classes_``, (r, c) float32.
 
         Raises:
-            NotFittedError: Before :meth:`fit`.
+            sklearn.exceptions.NotFittedError: Before :meth:`fit`.
             TypeError: If a text is no string.
         """
         model, data = self._fitted()
@@ -208,7 +208,7 @@ class KernelAttentionTextClassifier(
             The most probable of ``classes_`` for each text, (r,).
 
         Raises:
-            NotFittedError: Before :meth:`fit`.
+            sklearn.exceptions.NotFittedError: Before :meth:`fit`.
             TypeError: If a text is no string.
         """
         most = self.predict_proba(X).argmax(1)

@@ -97,6 +97,12 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     Raises:
         ValueError: If kl_weight is negative.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> model = Regression(depth=1)
+        >>> isinstance(model, Task), model.headline, model.sizes
+        (True, 'rmse', ('num_features', 'num_context', 'target_mean', 'target_std'))
     """
 
     net: nn.Module
@@ -286,7 +292,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     @property
     def data_device(self) -> torch.device:
-        """Where metrics and what the network answers from are: with it, or on the CPU while it is on ``meta``.
+        """Where metrics and what the network answers from are, with it, or on the CPU while it is on ``meta``.
 
         Lightning draws parameters that were built without data; what was measured or read it could not.
         """
@@ -513,7 +519,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         self._update_weight = 0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and the scheduler; one that waits for a plateau watches :data:`MONITOR`."""
+        """Build the optimizer and the scheduler; one that waits for a plateau watches ``MONITOR``."""
         optimizer = self.make_optimizer(**({} if self.lr is None else {"lr": self.lr}))
         if self.scheduler is None:
             return optimizer

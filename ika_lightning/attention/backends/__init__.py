@@ -34,6 +34,12 @@ def choose(call: Call, name: str = "auto") -> Backend:
 
     Raises:
         ValueError: If there is no backend of that name, or it refuses the call.
+
+    Example:
+        >>> from ika_lightning.attention.mask import Mask
+        >>> x = torch.zeros(2, 5, 3)
+        >>> choose(Call(x, x, None, None, x, None, Mask(), dropout_p=0.0, floor=1e-5, need_weights=False)).name
+        'sdpa'
     """
     if check_backend(name) != "auto":
         reason = BACKENDS[name].refuses(call)

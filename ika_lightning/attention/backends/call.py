@@ -40,6 +40,12 @@ class Call:
     Shapes:
         query (..., n, d); key (..., m, d); query_features (..., n, R); key_features (..., m, R); value (..., m, e);
         log_magnitude (..., m); share (..., 1, 1). Leading axes broadcast.
+
+    Example:
+        >>> x = torch.zeros(2, 5, 3)
+        >>> call = Call(x, x, None, None, x, None, Mask(), dropout_p=0.0, floor=1e-5, need_weights=False)
+        >>> call.n, call.has_exponent, call.has_features, call.sums_over_keys
+        (5, True, False, True)
     """
 
     query: Tensor | None
@@ -94,7 +100,7 @@ class Call:
 
     @property
     def lead(self) -> torch.Size:
-        """The leading axes of the result: sequences and heads."""
+        """The leading axes of the result, which are sequences and heads."""
         parts = (self.query, self.key, self.query_features, self.key_features, self.value)
         return torch.broadcast_shapes(*(part.shape[:-2] for part in parts if part is not None))
 
@@ -159,6 +165,13 @@ class Backend(Protocol):
 
     To add one, write such an object in a file of its own and name it in
     :data:`~ika_lightning.attention.backends.BACKENDS`, where ``backend="auto"``, tests and benchmarks find it.
+
+    Example:
+        >>> from ika_lightning.attention.backends import BACKENDS
+        >>> x = torch.zeros(2, 5, 3)
+        >>> call = Call(x, x, None, None, x, None, Mask(), dropout_p=0.0, floor=1e-5, need_weights=False)
+        >>> [name for name, backend in BACKENDS.items() if backend.refuses(call) is None and name != "fused"]
+        ['sdpa', 'dense', 'reference']
     """
 
     @property
@@ -173,7 +186,7 @@ class Backend(Protocol):
     def cost(self, call: Call, price: Mapping[str, float]) -> float:
         """Estimate the time forwards and backwards at the prices of a device, in multiply-adds of a large product.
 
-        It is a sum of products of one price each, so that :mod:`.calibration` can find them from times.
+        It is a sum of products of one price each, so that ``calibrate`` can find them from times.
         """
         ...
 

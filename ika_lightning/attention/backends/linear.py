@@ -6,8 +6,8 @@ r"""Kernel attention in linear time: the square of a kernel has R (R + 1) / 2 fe
 
 The last sum, the state, does not know the query: it is made once, of e + 1 numbers for each product of two features,
 and read by every query. In a causal call, blocks of queries read the state of the blocks before them, and the block on
-the diagonal is computed as in :mod:`~ika_lightning.attention.backends.chunked_plain`, where shifts are explained. On a
-CPU it is one block after another; on an accelerator all at once, see :mod:`.linear_scan`.
+the diagonal is computed as in ``chunked_plain.py``, where shifts are explained. On a
+CPU it is one block after another; on an accelerator all at once, see ``linear_scan.py``.
 
 **Operations,** in multiply-adds a head, with S = R (R // 2 + 1): (n + m) S (e + 1) forward and 2 (n + m) S (e + 1)
 backward, all in matrix products, besides some 8 passes over S numbers a token in the cache. A causal call makes the
@@ -17,8 +17,8 @@ it is causal; products run at the same rate in both, so these are the ceilings.
 **Bytes:** inputs, outputs and their gradients pass through memory about three times, n (R + e) numbers each, which is
 nothing beside the products. Besides these, only S (e + 1) numbers a head are kept for the backward.
 
-**Precision.** The error of a sum of weights is a rounding error of the sum of magnitudes, as |q| and |k| are about 1,
-where the other backends have one of the sum of weights itself. In float32 that is the same thing (1e-6 of the result)
+**Precision.** The error of a sum of weights is a rounding error of the sum of magnitudes, as ``|q|`` and ``|k|`` are about
+1, where the other backends have one of the sum of weights itself. In float32 that is the same thing (1e-6 of the result)
 unless a query is all but orthogonal to all of its keys: then nothing but the floor is left of its weights, and at 1e-5
 of the magnitudes it is known to a percent. With ``floor=0`` and no similarity at all, take another backend.
 """

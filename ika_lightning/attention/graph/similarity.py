@@ -1,7 +1,7 @@
 r"""The sampled part of similarity, for each edge.
 
 A map of frequencies needs no key of an edge: phases are sums, so those of the two nodes and of the edge's features are
-made once for each and added up (:mod:`~ika_lightning.attention.graph.edges`). Any other feature map is given the keys
+made once for each and added up (``edges.py``). Any other feature map is given the keys
 of the edges, one by one.
 """
 

@@ -29,6 +29,10 @@ class DataSet:
         licence: Under which terms its files may be used.
         figure: The published figure to expect, and of what it is.
         files: Its files: where they come from, or where they are if they ship with this or another package.
+
+    Example:
+        >>> DataSet(name="mine", title="A table of mine", licence="CC0-1.0").on_disk()
+        'ships with the package'
     """
 
     task: ClassVar[str]
@@ -87,6 +91,12 @@ class TableSet(DataSet):
         drop: Columns that are no features: identifiers, other targets.
         group: The column whose rows belong together, if there is one.
         published_splits: Whether the 20 train/test splits of the UCI benchmark exist for it.
+
+    Example:
+        >>> file = EMBEDDED / "co2.csv"
+        >>> mine = TableSet(name="mine", title="CO2", licence="CC0-1.0", files={"table": file}, target="co2_ppm")
+        >>> mine.file("table").name
+        'co2.csv'
     """
 
     task: ClassVar[str] = "regression"
@@ -125,6 +135,11 @@ class TextSet(DataSet):
     Args:
         classes: What the labels of the files stand for; empty if they speak for themselves.
         rows: How many there are in each file, where no checksum tells that it is whole.
+
+    Example:
+        >>> file = EMBEDDED / "languages.tsv.gz"
+        >>> TextSet(name="mine", title="Phrases", licence="Unicode", files={"train": file}).read("val") is None
+        True
     """
 
     task: ClassVar[str] = "text classification"
@@ -162,6 +177,12 @@ class ParallelSet(DataSet):
     Args:
         languages: Its languages; the first two are source and target if nobody says otherwise.
         published_in_lowercase: Whether its published BLEU is that of lower-cased, tokenised text.
+
+    Example:
+        >>> from ika_lightning.data.datasets import find_dataset
+        >>> pairs = find_dataset("dates", ParallelSet, "--data.source FILE").pairs("val", "en", "de")
+        >>> pairs.source[0], pairs.target[0]
+        ('Sunday, January 16, 2011', 'Sonntag, 16. Januar 2011')
     """
 
     task: ClassVar[str] = "translation"
@@ -197,6 +218,11 @@ class GraphSet(DataSet):
         num_test: Nodes for testing in a random split.
         scaling: How features are scaled if nobody says otherwise.
         draws: Whether a random split is the usual one, around the training nodes that the data names, if it does.
+
+    Example:
+        >>> from ika_lightning.data.datasets import find_dataset
+        >>> find_dataset("karate", GraphSet, "--data.path FILE").graph().num_nodes
+        34
     """
 
     task: ClassVar[str] = "node classification"
