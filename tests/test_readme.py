@@ -1,4 +1,4 @@
-"""The README is true: its commands run in the order they stand in, and its Python runs."""
+"""README and guides are true: their commands run in the order they stand in, and their Python runs."""
 
 import re
 import runpy
@@ -12,13 +12,25 @@ from ika_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PICTURES = (ROOT / "docs" / "pictures.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
+# in this order, as the commands of a guide go on from runs of those before
+GUIDES = [
+    (ROOT / "docs" / f"{name}.md").read_text()
+    for name in ("table", "texts", "translations", "graph", "reproduce", "export", "pictures")
 ]
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PICTURES = GUIDES[-1]
+
+
+def commands_of(page: str) -> list[str]:
+    return [
+        line.split("  #")[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+
+
+# what a guide repeats is not run again
+COMMANDS = list(dict.fromkeys(command for page in (README, *GUIDES) for command in commands_of(page)))
+PYTHON = [code for page in (README, *GUIDES[:4]) for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
 # Two epochs, and a validation after each, however seldom a configuration validates.
 SHORT = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
 # What needs the shell of a person: the environment that the tests are in already, and a server.
@@ -26,8 +38,12 @@ NOT_RUN = {"source .venv/bin/activate", "tensorboard --logdir runs"}
 
 
 def test_something_was_found() -> None:
-    assert len(COMMANDS) > 6
-    assert len(PYTHON) >= 1
+    assert len(COMMANDS) > 20
+    assert len(PYTHON) >= 4
+
+
+def test_it_stays_short() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 def test_it_opens_with_the_two_commands() -> None:
