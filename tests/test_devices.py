@@ -1,5 +1,5 @@
-"""What runs in a forward pass makes tensors where its inputs are, draws from the generator of their device, and does
-not wait for an accelerator: read from the source, since no accelerator is there to say so."""
+"""What runs in a forward pass or a step makes tensors where its inputs are, draws from the generator of their device,
+and does not wait for an accelerator: read from the source, since no accelerator is there to say so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import ika_lightning
 
 ROOT = Path(ika_lightning.__file__).parent
-FILES = sorted(file for folder in ("attention", "models") for file in (ROOT / folder).rglob("*.py"))
+FILES = sorted(file for folder in ("attention", "models", "tasks") for file in (ROOT / folder).rglob("*.py"))
 
 # functions of torch that make a tensor on the default device, unless they are told one
 MAKERS = {
@@ -37,6 +37,27 @@ ALLOWED = {
     ("attention/graph/edges.py", "_edges_of_graphs", "tolist"): "sizes of the graphs, once a call, to cut blocks by",
     ("models/decoding.py", "step", "tolist"): "the search decides on the host which sentences go on",
     ("models/decoding.py", "_collect", "tolist"): "translations that have ended are lists",
+    ("tasks/intervals.py", "end", "cpu"): "once a validation, after its last batch",
+    ("tasks/node_classification.py", "export_program", "arange"): "an example for the exporter, on the host",
+    ("tasks/node_classification.py", "export_program", "linspace"): "the same",
+    ("tasks/regression.py", "export_program", "linspace"): "the same",
+    ("tasks/text_classification.py", "export_program", "full"): "the same",
+    ("tasks/text_classification.py", "export_program", "ones"): "the same",
+    ("tasks/translation.py", "export_program", "full"): "the same",
+    ("tasks/regression.py", "_in_units", "cpu"): "predictions go into a file; training does without",
+    ("tasks/regression.py", "pictures", "cpu"): "pictures are drawn on the host",
+    ("tasks/text_classification.py", "pictures", "cpu"): "the same",
+    ("tasks/text_classification.py", "attention_names", "tolist"): "names beside a picture",
+    ("tasks/text_classification.py", "describe_confusion", "item"): "a text for people, at the end",
+    ("tasks/text_classification.py", "describe_confusion", "tolist"): "the same",
+    ("tasks/text_classification.py", "_weigh_classes", "tensor"): "once, as a training starts, which moves it",
+    ("tasks/scores.py", "_count", "tensor"): "sacrebleu counts on the host; the sum is moved to the metric's device",
+    ("tasks/scores.py", "compute", "tensor"): "once an epoch, of a number that the host computes",
+    ("tasks/scores.py", "compute", "tolist"): "the same",
+    ("tasks/start.py", "carry_rows", "tensor"): "indices are moved to the tables that they select from",
+    ("tasks/translation.py", "measure", "tolist"): "translations are texts, which the host compares",
+    ("tasks/translation.py", "predict_step", "tolist"): "the same",
+    ("tasks/uncertainty.py", "conformal_radius", "item"): "of scores that are on the host",
 }
 
 
