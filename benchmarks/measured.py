@@ -198,7 +198,7 @@ def brief() -> str:
     ) -> None:
         for data in dict.fromkeys(fits.data):
             pair = [_repeats(fits, data, name) for name in (variant, baseline)]
-            if shared := pair[0].keys() & pair[1].keys():
+            if shared := [repeat for repeat in pair[0] if repeat in pair[1]]:
                 ours, usual = (f"{np.mean([found[repeat] for repeat in shared]):.{digits}f}" for found in pair)
                 gain = _gain(*pair, digits, less_is_better)
                 rows.append([f"{DATA.get(data, data)}, {task}", str(len(shared)), usual, ours, gain])
