@@ -1,4 +1,4 @@
-"""The README is true: its commands run in the order they stand in, and its Python runs."""
+"""The README and the guides are true: their commands run in the order they stand in, each once, and its Python runs."""
 
 import re
 import runpy
@@ -13,11 +13,18 @@ from ika_lightning.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PICTURES = (ROOT / "docs" / "pictures.md").read_text()
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
+GUIDES = [
+    (ROOT / "docs" / f"{guide}.md").read_text() for guide in ("table", "texts", "translations", "graph", "reproduce")
 ]
+# each once, where it stands first
+COMMANDS = list(
+    dict.fromkeys(
+        " ".join(line.split("  #")[0].split())
+        for text in (README, *GUIDES)
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    )
+)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # Two epochs, and a validation after each, however seldom a configuration validates.
 SHORT = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
