@@ -17,10 +17,10 @@ it is causal; products run at the same rate in both, so these are the ceilings.
 **Bytes:** inputs, outputs and their gradients pass through memory about three times, n (R + e) numbers each, which is
 nothing beside the products. Besides these, only S (e + 1) numbers a head are kept for the backward.
 
-**Precision.** The error of a sum of weights is a rounding error of the sum of magnitudes, as ``|q|`` and ``|k|`` are about
-1, where the other backends have one of the sum of weights itself. In float32 that is the same thing (1e-6 of the result)
-unless a query is all but orthogonal to all of its keys: then nothing but the floor is left of its weights, and at 1e-5
-of the magnitudes it is known to a percent. With ``floor=0`` and no similarity at all, take another backend.
+**Precision.** The error of a sum of weights is a rounding error of the sum of magnitudes, as ``|q|`` and ``|k|`` are
+about 1, where the other backends have one of the sum of weights itself. In float32 that is the same thing (1e-6 of the
+result) unless a query is all but orthogonal to all of its keys: then nothing but the floor is left of its weights, and
+at 1e-5 of the magnitudes it is known to a percent. With ``floor=0`` and no similarity at all, take another backend.
 """
 
 from __future__ import annotations
