@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("README.md", "docs/measured.md")
 TABLE = re.compile(r"^(<!-- measured: (\S+) -->)\n(?:[^\n]+\n)*", re.MULTILINE)
-ATTENTIONS = ("DotProduct", "RBF", "IKANDirect", "IKAN", "MIKAN")
+FEWEST_PAIRS = 3  # that a comparison in brief takes
 DATA = {
     "boston": "Boston",
     "concrete": "Concrete",
@@ -198,7 +198,8 @@ def brief() -> str:
     ) -> None:
         for data in dict.fromkeys(fits.data):
             pair = [_repeats(fits, data, name) for name in (variant, baseline)]
-            if shared := [repeat for repeat in pair[0] if repeat in pair[1]]:
+            shared = [repeat for repeat in pair[0] if repeat in pair[1]]
+            if len(shared) >= FEWEST_PAIRS:
                 ours, usual = (f"{np.mean([found[repeat] for repeat in shared]):.{digits}f}" for found in pair)
                 gain = _gain(*pair, digits, less_is_better)
                 rows.append([f"{DATA.get(data, data)}, {task}", str(len(shared)), usual, ours, gain])

@@ -45,8 +45,14 @@ myst_heading_anchors = 3
 # Tutorials run once for each change of their code; what they gave is kept beside the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_in_temp = True
+# seconds a cell; no tutorial takes a minute of one core, but a build may share its machine
+nb_execution_timeout = 900
 nb_merge_streams = True
+# progress and advice of libraries, with paths of the machine that built the site
+nb_output_stderr = "remove"
+# tables in what cells display
+nb_render_markdown_format = "myst"
 
 # Docstrings are Google's, with sections of our own for shapes and examples without a colon after them.
 napoleon_google_docstring = True

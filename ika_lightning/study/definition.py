@@ -2,7 +2,7 @@
 
 The file is YAML. Everything in it is checked here, once, as far as that needs no data and no model: names of its keys,
 types, ranges, and that one variant is the baseline. What a configuration has to know of is checked by
-:mod:`~ika_lightning.study.worker`, before the first training.
+``worker.py``, before the first training.
 """
 
 from __future__ import annotations

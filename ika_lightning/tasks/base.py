@@ -292,7 +292,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
 
     @property
     def data_device(self) -> torch.device:
-        """Where metrics and what the network answers from are, with it, or on the CPU while it is on ``meta``.
+        """The device of metrics and of what the network answers from, its own unless that is ``meta``, then the CPU.
 
         Lightning draws parameters that were built without data; what was measured or read it could not.
         """
