@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.kernels import RBFKernel
+from ika_lightning.pictures.parts import parts
 from ika_lightning.pictures.record import attention_layers
 from ika_lightning.protocols import CountsUnits
 
@@ -167,15 +167,7 @@ def learned(name: str, core: Core) -> dict[str, float]:
         >>> learned("first", RBF(8, 2, p="learned").core)
         {'precision/first': 1.0, 'p/first': 2.0, 'magnitude_scale/first': 1.0}
     """
-    values: dict[str, Tensor] = {}
-    if core.spectrum is not None:
-        values["kl"] = core.kl
-    if isinstance(core.kernel, RBFKernel):
-        values["precision"] = core.kernel.precision
-    if core.share is not None:
-        values["share"] = core.share
-    if isinstance(core.p, Tensor) and core.magnitude.scale is not None:
-        values |= {"p": core.p, "magnitude_scale": core.magnitude.scale}
+    values = ({} if core.spectrum is None else {"kl": core.kl}) | parts(core)
     return {f"{kind}/{name}": value.detach().float().mean().item() for kind, value in values.items()}
 
 
