@@ -265,7 +265,7 @@ def colour_bar(figure: Figure, image: Any, panel: Axes, label: str) -> None:
     shades = np.linspace(0.0, 1.0, 64)[:, None]
     bar.imshow(shades, aspect="auto", origin="lower", cmap=image.get_cmap(), extent=(0, 1, low, high))
     ends = (low, (low + high) / 2, high)
-    bar.set(xticks=[], yticks=ends, yticklabels=[f"{end:.3g}" for end in ends])
+    bar.set(xticks=[], yticks=ends, yticklabels=[f"{end:.2g}" for end in ends])
     bar.yaxis.set_ticks_position("right")
     figure.text(box.x1 + 0.58 * inch, (box.y0 + box.y1) / 2, label, rotation=90, ha="left", va="center")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -146,18 +146,23 @@ def draw_fit(
                 panel.vlines(
                     x, ends[0], ends[1], color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval", rasterized=many
                 )
-    ring = {"markerfacecolor": "none", "markeredgecolor": COLOURS[1], "markeredgewidth": 0.7, "rasterized": many}
+    ring: dict[str, Any] = {
+        "markerfacecolor": "none",
+        "markeredgecolor": COLOURS[1],
+        "markeredgewidth": 0.7,
+        "rasterized": many,
+    }
     over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction", rasterized=many)
     over.plot(x, truth, "o", markersize=4 if len(x) <= 200 else 2.5, label="truth", **ring)
-    over.set(xlabel="row of the table", ylabel=unit)
+    over.set(xlabel="row of the table", ylabel=shortened(unit, 22))
     over.legend(loc="upper left", handlelength=1.2)
     left.axhline(0.0, color=GREY, linestyle="--", linewidth=0.8)
     left.plot(x, y - truth, ".", color=COLOURS[0], markersize=3, rasterized=many)
-    left.set(xlabel="row of the table", ylabel=f"residual, {unit}")
+    left.set(xlabel="row of the table", ylabel=shortened(f"residual, {unit}", 22))
     low, high = min(y.min(), truth.min()), max(y.max(), truth.max())
     against.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=0.8)
     against.plot(truth, y, ".", color=COLOURS[0], markersize=3, rasterized=many)
-    against.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
+    against.set(xlabel=f"true {unit}", ylabel=shortened(f"predicted {unit}", 22))
     for (panel,) in axes:
         few_ticks(panel)
     return figure
@@ -281,7 +286,8 @@ def draw_embeddings(
     if asked is not None and predicted is not None:
         asked = asked.cpu()
         wrong = asked[predicted.cpu() != label[asked]]
-        caption += f". A black cross is a validation node for which another class is predicted: {len(wrong):,} of {len(asked):,}"
+        count = f"{len(wrong):,} of {len(asked):,}"
+        caption += f". A black cross is a validation node for which another class is predicted: {count}"
     unknown = int((label < 0).sum())
     caption += f"; {unknown:,} are unknown." if unknown else "."
     columns = 1 if len(classes) <= 16 else 2
@@ -308,5 +314,8 @@ def draw_embeddings(
     shares = [f"{value:.0%}" if math.isfinite(value) else "0%" for value in share.tolist()]
     panel.set(xlabel=f"first component ({shares[0]} of variance)", ylabel=f"second ({shares[1]} of variance)")
     few_ticks(panel)
-    panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0.2, ncols=columns, columnspacing=0.6)
+    panel.legend(
+        loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0.2, ncols=columns, columnspacing=0.6,
+        title="true class", title_fontsize=7,
+    )  # fmt: skip
     return figure

@@ -133,8 +133,8 @@ def _draw_rays(recording: Recording) -> Figure:
     distances = torch.linspace(0.0, 3.0 * recording.width**0.25, _POINTS)
     curves = array(kernel_along(recording, distances))[:_MAX_HEADS]
     caption = (
-        f"Similarity κ of a query and a key against their distance, of {_heads(recording)}, each along the direction in "
-        f"which its frequencies are largest; distance in units of the query, up to three lengthscales of the RBF. "
+        f"Similarity κ of a query and a key against their distance, of {_heads(recording)}, each along the direction "
+        "in which its frequencies are largest; distance in units of the query, up to three lengthscales of the RBF. "
         f"{_which(recording)}{_cut(curves.max(1), 1.05)}"
     )
     figure, [[panel]] = panels(

@@ -152,7 +152,7 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
     moments = f"at {len(history)} moments, the darker the later" if len(history) > 1 else ""
     caption = (
         f"Density of the frequencies of {of_all(heads, there, 'heads')}, all coordinates together: "
-        f"{last.samples.size(1):,} numbers a head{', of a part' if (last.share < 1).any() else ''}"
+        f"{last.samples.size(1):,} numbers a head{' in the sampled part' if (last.share < 1).any() else ''}"
         f"{f', {moments}' if moments else f', after step {history[-1][0]:,}'}. "
         "Dashed: the RBF of dot-product attention. "
     )

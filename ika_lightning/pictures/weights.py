@@ -153,8 +153,8 @@ def draw_maps(
     each = 3.2 / columns - 0.1
     high = min(each, 1.4)
     caption = (
-        f"Weight that queries, {sides[0]}, give to keys, {sides[1]}: rows of a map attend to its columns, and a row of "
-        f"all keys sums to 1. {_heads(recording)}. {_sequences(recording, extents, names is not None)}"
+        f"Weights from queries (rows of a map: {sides[0]}) to keys (columns: {sides[1]}); over all keys they sum to 1. "
+        f"{_heads(recording)}. {_sequences(recording, extents, names is not None)}"
     )
     figure, axes = panels(
         examples, 1, f"Attention: {recording.name}", caption, width=3.2, height=lines * (high + 0.2) - 0.2,
@@ -178,11 +178,10 @@ def draw_maps(
         places, labels = _ticks(*across, inches=each)
         panel.set_xticks(
             [corner + 0.5 + place for corner, _ in lowest for place in places], labels * len(lowest),
-            **({} if named is None else {"fontsize": 6, "rotation": 90}),
+            fontsize=7 if named is None else 6, rotation=0 if named is None else 90,
         )  # fmt: skip
         places, labels = _ticks(*down, inches=high)
-        size = {} if named is None else {"fontsize": 6}
-        panel.set_yticks([top + 0.5 + place for place in places], labels, **size)
+        panel.set_yticks([top + 0.5 + place for place in places], labels, fontsize=7 if named is None else 6)
         if named is not None:
             panel.tick_params(length=0)
         colour_bar(figure, image, panel, "weight")
@@ -307,8 +306,8 @@ def draw_alignment(
     cut = any(max(sizes) > _MAX_NAMED for sizes in whole)
     heads = recording.num_heads
     caption = (
-        f"Weight that queries, {sides[0]} (rows), give to keys, {sides[1]} (columns), the mean over "
-        f"{of_all(heads, heads, 'heads')}; a row sums to 1. "
+        f"Weights from queries (rows: {sides[0]}) to keys (columns: {sides[1]}), the mean over "
+        f"{of_all(heads, heads, 'heads')}; over all keys they sum to 1. "
         f"Shown: {of_all(examples, recording.sequences, 'pairs')} of one batch"
         f"{f', of each the first {_MAX_NAMED} positions at most' if cut else ''}."
     )

@@ -254,7 +254,7 @@ class Translation(Task[TranslationData]):
 
     def describe_attention(self, layer: str) -> tuple[str, str]:
         """Say what attends and what is attended to, by the names of the layers."""
-        sentence, translation = "tokens of the sentence", "tokens of the translation"
+        sentence, translation = "source tokens", "target tokens"
         if "cross_attention" in layer:
             return translation, sentence
         return (translation, translation) if "self_attention" in layer else (sentence, sentence)
