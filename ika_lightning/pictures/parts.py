@@ -96,7 +96,7 @@ def draw_parts(history: Sequence[tuple[int, Parts]], name: str) -> Figure:
     columns = min(2, len(last))
     rows = -(-len(last) // columns)
     figure, axes = panels(
-        rows, columns, f"Parts of the kernel: {name}", caption, width=2.85 if columns == 1 else 1.3, height=1.1,
+        rows, columns, f"Parts of the kernel: {name}", caption, width=2.85 if columns == 1 else 1.25, height=1.1,
         right=1.1, top=0.4, gap=(0.55, 0.45),
     )  # fmt: skip
     drawn = [panel for row in axes for panel in row]

@@ -221,7 +221,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], of: str = "validation
     share = array(counts / counts.sum(1, keepdim=True).clamp_min(1))[:_MAX_CLASSES, :_MAX_CLASSES]
     shown = of_all(min(len(classes), _MAX_CLASSES), len(classes), "classes")
     counts, classes = counts[:_MAX_CLASSES, :_MAX_CLASSES], classes[:_MAX_CLASSES]
-    side = min(2.9, max(1.6, 0.2 * len(classes)))
+    side = min(2.8, max(1.6, 0.2 * len(classes)))
     numbered = len(classes) <= 24
     numbers = "counts" if len(classes) <= 8 else "counts of mistakes"
     caption = (

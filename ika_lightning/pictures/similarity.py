@@ -138,7 +138,7 @@ def _draw_rays(recording: Recording) -> Figure:
         f"{_which(recording)}{_cut(curves.max(1), 1.05)}"
     )
     figure, [[panel]] = panels(
-        1, 1, f"Similarity: {recording.name}", caption, width=2.85, height=2.0, right=1.35, top=0.4
+        1, 1, f"Similarity: {recording.name}", caption, width=2.8, height=2.0, right=1.35, top=0.4
     )
     for head, learned in enumerate(curves):
         panel.plot(distances, learned, color=COLOURS[head], label=f"head {head}")
@@ -165,7 +165,7 @@ def _draw_surfaces(recording: Recording) -> Figure:
         f"first square is the RBF of dot-product attention. {_which(recording)}{_cut(surfaces.max((1, 2)), 1.0)}"
     )
     title = f"Similarity over two positions: {recording.name}"
-    side = 1.1 if columns == 3 else 0.82
+    side = 1.03 if columns == 3 else 0.73
     figure, [[panel]] = panels(
         1, 1, title, caption, width=(side + 0.15) * columns - 0.15, height=(side + 0.15) * rows - 0.15, right=0.8,
         top=0.5,

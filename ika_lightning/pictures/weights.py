@@ -312,7 +312,7 @@ def draw_alignment(
         f"{f', of each the first {_MAX_NAMED} positions at most' if cut else ''}."
     )
     figure, axes = panels(
-        max(1, examples), 1, f"Alignment: {recording.name}", caption, width=3.1, height=2.2, left=1.0, right=0.8,
+        max(1, examples), 1, f"Alignment: {recording.name}", caption, width=3.0, height=2.2, left=1.0, right=0.8,
         top=0.4, bottom=0.85, gap=(0.0, 0.95),
     )  # fmt: skip
     for example, (panel,) in zip(range(examples), axes, strict=False):
@@ -321,7 +321,7 @@ def draw_alignment(
         image = panel.imshow(
             shown, vmin=0.0, vmax=max(float(shown.max()), 1e-6), aspect="auto", cmap="viridis", interpolation="none"
         )
-        for axis, inches, of in ((panel.yaxis, 2.2, names[0]), (panel.xaxis, 3.1, names[1])):
+        for axis, inches, of in ((panel.yaxis, 2.2, names[0]), (panel.xaxis, 3.0, names[1])):
             size = shown.shape[0 if axis is panel.yaxis else 1]
             places, labels = _ticks(size, size, of[example], inches)
             axis.set_ticks(places, labels, fontsize=6, rotation=90 if axis is panel.xaxis else 0)
