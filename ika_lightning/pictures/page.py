@@ -69,7 +69,7 @@ def picture(name: str, image: bytes, caption: str = "") -> str:
         <div id="a-b-c"><figure id="a-b-c-full">
         <a class="close" href="#a-b-c">close</a>
         <a href="#a-b-c-full"><img alt="a/b &lt; c" src="data:image/svg+xml;base64,PHN2Zy8+"></a>
-        <figcaption><b>a/b &lt; c</b> Of 3 &amp; more.</figcaption>
+        <figcaption><strong>a/b &lt; c</strong> Of 3 &amp; more.</figcaption>
         </figure></div>
     """
     said, place = html.escape(name), re.sub(r"\W+", "-", name).strip("-") or "picture"
@@ -78,7 +78,7 @@ def picture(name: str, image: bytes, caption: str = "") -> str:
     return (
         f'<div id="{place}"><figure id="{place}-full">\n<a class="close" href="#{place}">close</a>\n'
         f'<a href="#{place}-full"><img alt="{said}" src="{source}"></a>\n'
-        f"<figcaption><b>{said}</b> {html.escape(caption)}</figcaption>\n</figure></div>"
+        f"<figcaption><strong>{said}</strong> {html.escape(caption)}</figcaption>\n</figure></div>"
     )
 
 
