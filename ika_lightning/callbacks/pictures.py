@@ -225,12 +225,15 @@ class Pictures(Examples):
         began = time.perf_counter()
         self._step = trainer.global_step
         for name, recording in self.recordings.items():
-            if recording.frequencies:
-                self._spectra.keep(name, self._step, frequencies(recording))
-            if learned := parts(recording.core):
-                self._parts.keep(name, self._step, learned)
+            self._attempt(name or "the layer", partial(self._keep, name, recording))
         self.seconds += time.perf_counter() - began
         self._draw(self._board, pl_module)
+
+    def _keep(self, name: str, recording: Recording) -> None:
+        if recording.frequencies:
+            self._spectra.keep(name, self._step, frequencies(recording))
+        if learned := parts(recording.core):
+            self._parts.keep(name, self._step, learned)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -22,6 +23,9 @@ try:
     import resource
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
+
+
+log = logging.getLogger(__name__)
 
 
 class TrainingSignals(Callback):
@@ -117,7 +121,14 @@ class TrainingSignals(Callback):
         self.seconds += self._since - now
 
     def _measure(self, trainer: Trainer) -> dict[str, float]:
-        values = {name: value for layer, core in self._layers.items() for name, value in learned(layer, core).items()}
+        values: dict[str, float] = {}
+        for layer, core in list(self._layers.items()):
+            try:
+                values |= learned(layer, core)
+            # no training stops for a layer of somebody else's
+            except Exception as error:
+                del self._layers[layer]
+                log.warning("no figures of %s: %s: %s", layer or "the layer", type(error).__name__, error)
         if self._norm is not None:
             values["gradient/norm"] = self._norm.item()
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]

@@ -147,7 +147,7 @@ def test_every_task_has_its_pictures_and_training_is_the_same_to_the_last_bit(ta
     assert all(a.equal(b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
     assert metrics[0] == metrics[1] and rates[0] == rates[1]
     tags = board(tmp_path / "True").Tags()
-    kinds = ("attention", "similarity", "spectrum", "correlation", "magnitude")
+    kinds = ("attention", "similarity", "spectrum", "correlation", "magnitude", "parts")
     assert set(tags["images"]) == results | {f"{kind}/{layer}" for kind in kinds for layer in layers}
     expected = {f"kl/{layer}" for layer in layers} | {f"speed/{unit}_per_second" for unit in UNITS[task]}
     assert expected | {"gradient/norm", "learning_rate", "memory/process_gib"} <= set(tags["scalars"])
@@ -305,7 +305,7 @@ def test_the_parts_of_a_kernel_are_told_over_the_whole_training(tmp_path) -> Non
     """A checkpoint has them, too, and a training that goes on goes on with them."""
 
     def made(epochs: int) -> Trainer:
-        return trainer(tmp_path, [Pictures(share=1e-9)], max_epochs=epochs, enable_checkpointing=True)
+        return trainer(tmp_path, [Pictures(share=1e-9)], max_epochs=epochs)
 
     model = Small(IKAN(8, 2, p="learned"))
     fit = made(3)
@@ -356,6 +356,9 @@ def test_a_layer_of_somebody_elses_stops_nothing(what, tmp_path, caplog) -> None
     assert fit.current_epoch == 2
     shown = {tag for tag in board(tmp_path).Tags()["images"] if tag.endswith("/second")}
     assert shown == {f"{kind}/second" for kind in ("attention", "similarity", "spectrum", "magnitude", "parts")}
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("ika_lightning")]
+    # a line of each callback that has looked at it
+    assert all("mixer: AttributeError: " in line for line in said) and len(said) <= 2
 
 
 class TestSignals:
