@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompletesPredictions",
     "CountsUnits",
+    "DescribesAttention",
     "DrawsResults",
     "Exports",
     "Figures",
@@ -85,6 +86,18 @@ class NamesAttention(Protocol):
         Returns:
             Two lists, for queries and for keys, of the names of each sequence of the batch, without padding; or of the
             one graph. None where there are no names.
+        """
+
+
+@runtime_checkable
+class DescribesAttention(Protocol):
+    """A model that can say what its attention layers look at."""
+
+    def describe_attention(self, layer: str) -> tuple[str, str]:
+        """Say in a few words what attends and what is attended to, in the plural, such as ``("tokens", "tokens")``.
+
+        Args:
+            layer: Where in the model the layer is.
         """
 
 

@@ -12,6 +12,7 @@ import torch
 
 import ika_lightning.cli.report
 from ika_lightning.cli import main
+from ika_lightning.cli.report import Drawn
 
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
@@ -50,8 +51,12 @@ def report(checkpoint: Path, *options: str) -> str:
     return Path("report/report.html").read_text()
 
 
+def drawn(image: bytes) -> Drawn:
+    return Drawn(image, "Of 3 rows.")
+
+
 def kinds() -> set[str]:
-    return {file.name.split("-")[0] for file in Path("report").glob("*.png")}
+    return {file.name.split("-")[0] for file in Path("report").glob("*.svg")}
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -78,8 +83,51 @@ def test_with_the_validation_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "6 pictures: report/report.html"
     # the pictures in the page are those beside it
     inside = {base64.b64decode(data) for data in re.findall(r"base64,([\w+/=]+)", page)}
-    assert inside == {file.read_bytes() for file in Path("report").glob("*.png")}
+    assert inside == {file.read_bytes() for file in Path("report").glob("*.svg")}
     assert {path.name for path in Path().iterdir()} == {"report", "runs"}
+
+
+def test_the_page_fits_any_window_and_says_what_it_shows(trained) -> None:
+    page = report(trained["regression"])
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "prefers-color-scheme: dark" in page and "<script" not in page
+    # nothing is wider than a telephone but what a click asks for
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    fixed = re.findall(r"(?<![-\w])(?:min-)?width: ([\d.]+)rem", style.partition("figure:target")[0])
+    assert all(float(width) * 16 <= 360 for width in fixed)
+    # each picture has a caption, and a link to itself in full size
+    pictures = list(Path("report").glob("*.svg"))
+    captions = re.findall(r"<figcaption><strong>(.*?)</strong> (.*?)</figcaption>", page)
+    assert len(captions) == len(pictures) and all(len(text) > 60 for _, text in captions)
+    targets = re.findall(r'<figure id="([^"]+)">', page)
+    assert len(set(targets)) == len(pictures) and all(f'href="#{target}"' in page for target in targets)
+    told = dict(captions)
+    assert "context" in told["attention/net.encoder.layers.0.attention"]
+    # what the network says itself is not said by the layer again
+    arguments = page.partition('<h2 id="arguments">')[2]
+    assert "batch_first" not in arguments and "<td>num_heads</td><td>2</td>" in arguments
+
+
+def test_the_parts_of_kernels_are_told_over_the_training(tmp_path: Path) -> None:
+    data = ["--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers"]
+    attention = ["--model.attention=IKAN", "--model.attention.init", "softmax"]
+    main(["fit", *data, *attention, *QUIET, *SMALL, "--trainer.max_epochs", "3", "--pictures", "0.01"])
+    page = report(Path("runs/regression/version_0/checkpoints/last.ckpt"))
+    assert "have learned, at 3 validations up to step 3: s is the precision" in page
+
+
+def test_a_layer_that_cannot_be_drawn_is_left_out(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no <ink>")
+
+    monkeypatch.setattr("ika_lightning.pictures.layers.draw_similarity", fail)
+    page = report(trained["regression"])
+    assert kinds() == {"attention", "spectrum", "correlation", "magnitude"}
+    assert "No picture similarity/net.encoder.layers.0.attention: RuntimeError: no &lt;ink&gt;" in page
+    monkeypatch.setattr("ika_lightning.cli.report.record_spectra", fail)
+    monkeypatch.setattr("ika_lightning.callbacks.pictures.draw", fail)
+    page = report(trained["regression"])
+    assert kinds() == set() and "No pictures of kernels: RuntimeError: no &lt;ink&gt;" in page
 
 
 def test_a_checkpoint_is_enough_for_the_context_of_a_regression(trained) -> None:
@@ -90,13 +138,13 @@ def test_a_checkpoint_is_enough_for_the_context_of_a_regression(trained) -> None
 
 def test_and_for_what_needs_no_examples_at_all(trained) -> None:
     report(trained["textclassification"])
-    assert kinds() == {"similarity", "spectrum", "correlation"}
+    assert kinds() == {"similarity", "spectrum", "correlation", "parts"}
 
 
 def test_examples_may_be_given(trained) -> None:
     Path("new.txt").write_text("bad & <b>bold</b>\ngood good\n")
     page = report(trained["textclassification"], "--input", "new.txt")
-    assert kinds() == {"attention", "similarity", "spectrum", "correlation", "magnitude"}
+    assert kinds() == {"attention", "tokens", "similarity", "spectrum", "correlation", "magnitude", "parts"}
     assert "Without examples" not in page
 
 
@@ -108,18 +156,20 @@ def test_translations_are_a_table_and_the_decoder_is_in_the_pictures() -> None:
     checkpoint = Path("runs/translation/version_0/checkpoints/best.ckpt")
     page = report(checkpoint)
     assert "<th>reference</th>" in page and "<td>Seite " in page
-    assert Path("report/attention-net.layers.0.cross_attention.png").is_file()
+    assert Path("report/attention-net.layers.0.cross_attention.svg").is_file()
     Path("new.txt").write_text("May 18, 1964\n")
     report(checkpoint, "--input", "new.txt")
-    assert Path("report/similarity-net.layers.0.cross_attention.png").is_file()
-    assert Path("report/attention-net.encoder.layers.0.attention.png").is_file()
+    assert Path("report/similarity-net.layers.0.cross_attention.svg").is_file()
+    assert Path("report/attention-net.encoder.layers.0.attention.svg").is_file()
 
 
 def test_it_is_the_same_twice_and_replaces_a_former_one(trained) -> None:
     first = report(trained["regression"])
-    Path("report/old.png").touch()
+    Path("report/old.svg").touch()
+    Path("report/older.png").touch()  # of a version that wrote such
     assert report(trained["regression"]) == first
-    assert not Path("report/old.png").exists() and [path.name for path in Path().iterdir()] == ["report"]
+    assert not Path("report/old.svg").exists() and not Path("report/older.png").exists()
+    assert [path.name for path in Path().iterdir()] == ["report"]
 
 
 def test_a_failure_leaves_the_former_report(trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +190,14 @@ def contents() -> dict[str, bytes]:
 
 def test_a_full_disk_leaves_the_former_report(file_size_limit: Callable[[int], AbstractContextManager[None]]) -> None:
     write = ika_lightning.cli.report._write
-    pictures = {f"spectrum/{number}": bytes([number]) * 500 for number in range(100)}
+    pictures = {f"spectrum/{number}": drawn(bytes([number]) * 500) for number in range(100)}
     write(Path("report"), "old", [], {}, pictures)
     before = contents()
-    assert len(before) == 101 and before["report/spectrum-7.png"] == bytes([7]) * 500
+    assert len(before) == 101 and before["report/spectrum-7.svg"] == bytes([7]) * 500
     # the pictures are larger than the first, the page than both
     for folder, size in (("report", 400), ("new", 400), ("report", 5000), ("new", 5000)):
         with file_size_limit(size), pytest.raises(OSError, match=rf"^cannot write {folder}/.*: File too large$"):
-            write(Path(folder), "new", [], {}, dict.fromkeys(pictures, b"x" * 500))
+            write(Path(folder), "new", [], {}, dict.fromkeys(pictures, drawn(b"x" * 500)))
         assert contents() == before and not Path("new").exists()
 
 
@@ -156,7 +206,9 @@ def test_it_has_more_pictures_than_a_process_may_open_files() -> None:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, most))
     try:
-        ika_lightning.cli.report._write(Path("report"), "many", [], {}, {f"results/{i}": b"x" for i in range(101)})
+        ika_lightning.cli.report._write(
+            Path("report"), "many", [], {}, {f"results/{i}": drawn(b"x") for i in range(101)}
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
     assert len(contents()) == 102
@@ -170,9 +222,9 @@ def test_a_link_to_a_folder(there) -> None:
     if there:
         Path("reports").mkdir(mode=0o750)
     for title in ("first", "second"):
-        write(check("link"), title, [], {}, {"results/fit": b"png"})
+        write(check("link"), title, [], {}, {"results/fit": drawn(b"svg")})
         Path("reports/report.html").chmod(0o640)
-    assert Path("link").is_symlink() and sorted(contents()) == ["reports/report.html", "reports/results-fit.png"]
+    assert Path("link").is_symlink() and sorted(contents()) == ["reports/report.html", "reports/results-fit.svg"]
     assert "second" in Path("reports/report.html").read_text()
     assert Path("reports/report.html").stat().st_mode & 0o777 == 0o640
     assert not there or Path("reports").stat().st_mode & 0o777 == 0o750

@@ -12,14 +12,26 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+# What runs are compared by, by its name among the arguments: what attends is an attention or a convolution.
+_MAIN = {
+    "attention": "main/attention",
+    "conv": "main/attention",
+    "data": "main/data",
+    "learning_rate": "main/learning_rate",
+    **{f"{layer}/{name}": f"main/{name}" for layer in ("attention", "conv") for name in ("num_samples", "p")},
+}
+
 
 class Hyperparameters(Callback):
     """Fills TensorBoard's HPARAMS tab: a row for each run, with its arguments and the best score so far.
 
     The score is what the first ``ModelCheckpoint`` monitors, the best one so far, under the name ``hp_metric``, which
     is the same for all runs. Besides the arguments that model and data have saved, a row has the optimizer and its
-    learning rate and weight decay. A class is told by its name, and its arguments stand beside it: ``attention`` is
-    MIKAN, ``attention/p`` 2.
+    learning rate and weight decay. A class is told by its name, and its arguments stand beside it.
+
+    TensorBoard sorts columns by their names and shows the first few. So what a reader compares runs by begins with
+    ``main/``: ``main/attention``, such as MIKAN, its ``main/p`` and ``main/num_samples``, ``main/data`` and
+    ``main/learning_rate``. All else begins with ``other/``, such as ``other/attention/bias``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -63,12 +75,15 @@ class Hyperparameters(Callback):
         data = getattr(trainer, "datamodule", None)
         parameters = {**getattr(data, "hparams_initial", {}), **pl_module.hparams}
         parameters = dict(_columns({name: value for name, value in parameters.items() if not name.startswith("_")}))
+        told = next((parameters[name] for name in ("name", "path", "source") if name in parameters), None)
+        if data is not None:
+            parameters["data"] = type(data).__name__ if told is None else told
         for optimizer in trainer.optimizers[:1]:
             (group, *_) = optimizer.param_groups
             parameters["optimizer"] = type(optimizer).__name__
             parameters["learning_rate"] = float(group.get("initial_lr", group["lr"]))
             parameters["weight_decay"] = float(group.get("weight_decay", 0.0))
-        return parameters
+        return {_MAIN.get(name, f"other/{name}"): value for name, value in parameters.items()}
 
 
 def _columns(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

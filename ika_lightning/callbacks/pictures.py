@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +17,10 @@ from typing_extensions import override
 
 from ika_lightning.pictures import Recorder, Recording, draw
 from ika_lightning.pictures.canvas import to_pixels
-from ika_lightning.pictures.spectrum import History
-from ika_lightning.protocols import DrawsResults, Figures, NamesAttention
+from ika_lightning.pictures.history import History
+from ika_lightning.pictures.parts import Parts, parts
+from ika_lightning.pictures.spectrum import Frequencies, frequencies
+from ika_lightning.protocols import DescribesAttention, DrawsResults, Figures, NamesAttention
 
 __all__ = ["Examples", "Pictures"]
 
@@ -31,6 +33,8 @@ Made = TypeVar("Made")
 
 # How long the first picture is expected to take, in seconds.
 _FIRST_GUESS = 0.08
+# Of how many moments of a training less than as many are kept: spectra are large, and a picture has room for few.
+_MOST_SPECTRA, _MOST_PARTS = 6, 64
 
 
 class Examples(Callback):
@@ -63,6 +67,20 @@ class Examples(Callback):
         if self.batch is None or not isinstance(pl_module, NamesAttention):
             return None
         return pl_module.attention_names(self.batch, layer)
+
+    def draw_layer(
+        self,
+        pl_module: LightningModule,
+        recording: Recording,
+        step: int,
+        before: Sequence[tuple[int, Frequencies]] = (),
+        parts_before: Sequence[tuple[int, Parts]] = (),
+    ) -> Figures:
+        """Return what can be drawn of a layer, in the words of the model; see :func:`ika_lightning.pictures.draw`."""
+        names, said = self.names(pl_module, recording.name), {}
+        if isinstance(pl_module, DescribesAttention):
+            said["sides"] = pl_module.describe_attention(recording.name)
+        return draw(recording, names, step, before, parts_before, **said)
 
     @override
     def on_validation_batch_start(
@@ -146,7 +164,8 @@ class Pictures(Examples):
         self._step = -1
         self._drawn_at: dict[str, int] = {}
         self._failed: set[str] = set()
-        self._history = History()
+        self._spectra: History[Frequencies] = History(_MOST_SPECTRA)
+        self._parts: History[Parts] = History(_MOST_PARTS)
         self._board: TensorBoardLogger | None = None
 
     def figures(self, pl_module: LightningModule) -> Figures:
@@ -155,12 +174,28 @@ class Pictures(Examples):
         if isinstance(pl_module, DrawsResults):
             figures |= self._attempt("results", pl_module.pictures) or {}
         for name, recording in self.recordings.items():
-            figures |= self._attempt(name or "the layer", partial(self._draw_layer, pl_module, recording)) or {}
+            before = self._spectra.before(name, self._step), self._parts.before(name, self._step)
+            make = partial(self.draw_layer, pl_module, recording, self._step, *before)
+            figures |= self._attempt(name or "the layer", make) or {}
         return figures
 
-    def _draw_layer(self, pl_module: LightningModule, recording: Recording) -> Figures:
-        names = self.names(pl_module, recording.name)
-        return draw(recording, names, self._step, self._history.before(recording.name, self._step))
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return how the parts of kernels went, so that a report of the checkpoint can draw it."""
+        return {
+            "parts": {
+                name: {
+                    "step": torch.tensor([step for step, _ in moments]),
+                    **{key: torch.stack([values[key] for _, values in moments]) for key in moments[-1][1]},
+                }
+                for name, moments in self._parts.moments.items()
+            }
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint; the spectra on the way there are not in it."""
+        self._parts.moments = parts_in(state_dict)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -179,7 +214,9 @@ class Pictures(Examples):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started, self.seconds, self._step = time.perf_counter(), 0.0, -1
-        self._drawn_at, self._failed, self._history = {}, set(), History()
+        self._drawn_at, self._failed, self._spectra = {}, set(), History(_MOST_SPECTRA)
+        if trainer.global_step == 0:
+            self._parts = History(_MOST_PARTS)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,11 +224,16 @@ class Pictures(Examples):
             return
         began = time.perf_counter()
         self._step = trainer.global_step
-        for recording in self.recordings.values():
-            if recording.frequencies:
-                self._history.keep(recording, self._step)
+        for name, recording in self.recordings.items():
+            self._attempt(name or "the layer", partial(self._keep, name, recording))
         self.seconds += time.perf_counter() - began
         self._draw(self._board, pl_module)
+
+    def _keep(self, name: str, recording: Recording) -> None:
+        if recording.frequencies:
+            self._spectra.keep(name, self._step, frequencies(recording))
+        if learned := parts(recording.core):
+            self._parts.keep(name, self._step, learned)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,6 +269,22 @@ class Pictures(Examples):
             self._failed.add(what)
             log.warning("no more pictures of %s: %s: %s", what, type(error).__name__, error)
             return None
+
+
+def parts_in(state: Mapping[str, Any]) -> dict[str, list[tuple[int, Parts]]]:
+    """Return how the parts of each layer went, from what :class:`Pictures` has left in a checkpoint.
+
+    Example:
+        >>> parts_in({"parts": {"encoder": {"step": torch.tensor([0, 10]), "share": torch.zeros(2, 4)}}})["encoder"][1]
+        (10, {'share': tensor([0., 0., 0., 0.])})
+    """
+    return {
+        name: [
+            (int(step), {key: values[number] for key, values in kept.items() if key != "step"})
+            for number, step in enumerate(kept["step"])
+        ]
+        for name, kept in state.get("parts", {}).items()
+    }
 
 
 def _pixels(draw_it: Callable[[], Figure]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.kernels import RBFKernel
+from ika_lightning.pictures.parts import parts
 from ika_lightning.pictures.record import attention_layers
 from ika_lightning.protocols import CountsUnits
 
@@ -22,6 +23,9 @@ try:
     import resource
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
+
+
+log = logging.getLogger(__name__)
 
 
 class TrainingSignals(Callback):
@@ -117,7 +121,14 @@ class TrainingSignals(Callback):
         self.seconds += self._since - now
 
     def _measure(self, trainer: Trainer) -> dict[str, float]:
-        values = {name: value for layer, core in self._layers.items() for name, value in learned(layer, core).items()}
+        values: dict[str, float] = {}
+        for layer, core in list(self._layers.items()):
+            try:
+                values |= learned(layer, core)
+            # no training stops for a layer of somebody else's
+            except Exception as error:
+                del self._layers[layer]
+                log.warning("no figures of %s: %s: %s", layer or "the layer", type(error).__name__, error)
         if self._norm is not None:
             values["gradient/norm"] = self._norm.item()
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -167,15 +178,7 @@ def learned(name: str, core: Core) -> dict[str, float]:
         >>> learned("first", RBF(8, 2, p="learned").core)
         {'precision/first': 1.0, 'p/first': 2.0, 'magnitude_scale/first': 1.0}
     """
-    values: dict[str, Tensor] = {}
-    if core.spectrum is not None:
-        values["kl"] = core.kl
-    if isinstance(core.kernel, RBFKernel):
-        values["precision"] = core.kernel.precision
-    if core.share is not None:
-        values["share"] = core.share
-    if isinstance(core.p, Tensor) and core.magnitude.scale is not None:
-        values |= {"p": core.p, "magnitude_scale": core.magnitude.scale}
+    values = ({} if core.spectrum is None else {"kl": core.kl}) | parts(core)
     return {f"{kind}/{name}": value.detach().float().mean().item() for kind, value in values.items()}
 
 

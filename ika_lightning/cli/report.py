@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from ika_lightning.callbacks.pictures import Examples
+from ika_lightning.callbacks.pictures import Examples, Pictures, parts_in
 from ika_lightning.cli.checkpoint import read_checkpoint, restore
 from ika_lightning.output import follow, open_output
-from ika_lightning.pictures import Recorder, Recording, draw, record_spectra
-from ika_lightning.pictures.canvas import to_pixels, to_png
-from ika_lightning.pictures.page import page, picture, table
+from ika_lightning.pictures import Recorder, Recording, record_spectra
+from ika_lightning.pictures.canvas import caption_of, to_svg
+from ika_lightning.pictures.page import gallery, page, picture, table
 from ika_lightning.protocols import DrawsResults, RunsExample, Tables, TellsTables
 
 PAGE = "report.html"
+ARGUMENTS = "Arguments"  # the last table of the page
 
 #: What the pictures of a kind show, in the order of the page.
 KINDS = {
-    "results": "What the model answers on its validation data.",
-    "attention": "How much each query (row) attends to each key (column), for a few examples; bright is much.",
+    "results": "What the model answers, beside the truth.",
+    "attention": "How much each query attends to each key, for a few examples; bright is much.",
+    "alignment": "Which words of the translation look at which of the sentence.",
+    "tokens": "How much weight each token of a sentence gets.",
     "similarity": "The kernel of each head as a function, beside the Gaussian inside dot-product attention. Along the "
     "diagonal of a surface, or at distance 0, query and key are equal.",
-    "spectrum": "The density of the kernel's frequencies: wide means that small differences matter. Dashed is that of "
-    "the Gaussian from which training starts.",
-    "correlation": "How far the heads draw the same frequencies: 0 is independent, 1 together, -1 opposite.",
+    "spectrum": "The density of the kernel's frequencies: wide means that small differences matter.",
+    "parts": "How the kernel of each head is made up: an exact part, and one that is sampled.",
+    "correlation": "How far the heads draw the same frequencies.",
     "magnitude": "How much keys ask for attention whatever the query is, and over how many keys a head spreads it.",
 }
+# Arguments of a layer that the network gives it, whatever a configuration says.
+_GIVEN = frozenset({"heads", "concat", "edge_dim", "batch_first", "device", "dtype"})
 # Most characters of an argument that is shown.
 _LONGEST_FACT = 200
+
+
+class Drawn(NamedTuple):
+    """A picture of the page.
+
+    Attributes:
+        image: An SVG.
+        caption: What there is to know of it.
+    """
+
+    image: bytes
+    caption: str
 
 
 class ReportingTrainer(Trainer):
@@ -73,9 +91,12 @@ class ReportingTrainer(Trainer):
                 notes.append(f"Without examples, as the validation data could not be had: {error}")
                 restore(model, checkpoint)
                 examples.recordings = _own_examples(model)
-        figures = _figures(model.eval(), examples, int(checkpoint["global_step"]), with_results=not notes)
-        facts = _facts(model, checkpoint, ckpt_path, {k: float(v) for k, v in self.callback_metrics.items()})
-        tables: Tables = {"Run": (("", ""), facts), **(model.tables() if isinstance(model, TellsTables) else {})}
+        drawing, missing = _drawing(model.eval(), examples, checkpoint, with_results=not notes)
+        figures, failed = _draw(drawing)
+        notes += missing + failed
+        facts = _facts(checkpoint, ckpt_path, {k: float(v) for k, v in self.callback_metrics.items()})
+        told = model.tables() if isinstance(model, TellsTables) else {}
+        tables: Tables = {"Run": (("", ""), facts), **told, ARGUMENTS: (("", ""), _arguments(model))}
         _write(folder, f"{type(model).__name__} after {checkpoint['global_step']:,} steps", notes, tables, figures)
         print(f"{len(figures)} pictures: {folder / PAGE}")
 
@@ -116,29 +137,69 @@ def _own_examples(model: LightningModule) -> dict[str, Recording]:
     return recorder.recordings
 
 
-def _figures(model: LightningModule, examples: Examples, step: int, with_results: bool) -> dict[str, bytes]:
-    """Draw all there is; PNGs by name."""
-    drawing: dict[str, Any] = dict(model.pictures() if with_results and isinstance(model, DrawsResults) else {})
-    for name, recording in (record_spectra(model) | examples.recordings).items():
-        drawing.update(draw(recording, examples.names(model, name), step))
-    with torch.no_grad():
-        return {tag: to_png(to_pixels(draw_it())) for tag, draw_it in drawing.items()}
+def _drawing(
+    model: LightningModule, examples: Examples, checkpoint: Mapping[str, Any], with_results: bool
+) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+    """Find all that can be drawn, by name, and say what cannot: a layer of somebody else's stops no report."""
+    found: dict[str, Callable[[], Any]] = {}
+    notes: list[str] = []
+
+    def attempt(what: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        try:
+            return make()
+        except Exception as error:
+            notes.append(f"No pictures of {what}: {type(error).__name__}: {error}")
+            return {}
+
+    step = int(checkpoint["global_step"])
+    if with_results and isinstance(model, DrawsResults):
+        found.update(attempt("the results", model.pictures))
+    recordings: dict[str, Recording] = {**attempt("kernels", partial(record_spectra, model)), **examples.recordings}
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get(Pictures.__name__) if isinstance(callbacks, Mapping) else None
+    course = attempt("the way of the training", partial(parts_in, state)) if isinstance(state, Mapping) else {}
+    for name, recording in recordings.items():
+        before = [moment for moment in course.get(name, ()) if moment[0] < step]
+        make = partial(examples.draw_layer, model, recording, step, parts_before=before)
+        found.update(attempt(name or "the layer", make))
+    return found, notes
 
 
-def _facts(
-    model: LightningModule, checkpoint: Mapping[str, Any], path: str, measured: Mapping[str, float]
-) -> list[tuple[str, str]]:
-    """What the page says of the run: arguments of the model, and scores."""
+def _draw(drawing: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, Drawn], list[str]]:
+    """Draw what can be drawn, and say what failed."""
+    drawn: dict[str, Drawn] = {}
+    notes = []
+    for tag, draw_it in drawing.items():
+        try:
+            with torch.no_grad():
+                figure = draw_it()
+                drawn[tag] = Drawn(to_svg(figure), caption_of(figure))
+        except Exception as error:
+            notes.append(f"No picture {tag}: {type(error).__name__}: {error}")
+    return drawn, notes
+
+
+def _facts(checkpoint: Mapping[str, Any], path: str, measured: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What the page says of the run: where it is, and its scores."""
     facts = [("checkpoint", path), ("epoch", str(checkpoint["epoch"]))]
     callbacks = checkpoint.get("callbacks")
     for state in callbacks.values() if isinstance(callbacks, Mapping) else ():
         score = state.get("best_model_score") if isinstance(state, Mapping) else None
         if isinstance(score, Tensor | float) and torch.as_tensor(score).numel() == 1:
             facts.append((f"best {state.get('monitor')} of the run", f"{float(score):.6g}"))
-    facts += [(name, f"{value:.6g}") for name, value in sorted(measured.items())]
+    return facts + [(name, f"{value:.6g}") for name, value in sorted(measured.items())]
+
+
+def _arguments(model: LightningModule) -> list[tuple[str, str]]:
+    """What the page says of the model: its arguments, a class and its own on one line."""
+    facts = []
     for name, value in model.hparams.items():
         if isinstance(value, Mapping) and "class_path" in value:
-            options = [f"{key}={option}" for key, option in (value.get("init_args") or {}).items()]
+            options = [
+                f"{key}={option}"
+                for key, option in (value.get("init_args") or {}).items()
+                if option is not None and option is not False and key not in _GIVEN
+            ]
             facts.append((name, f"{value['class_path'].rpartition('.')[2]}({', '.join(options)})"))
         elif isinstance(value, str | int | float) and not isinstance(value, bool) and not name.startswith("_"):
             # the configuration of a whole encoder is for no reader
@@ -146,10 +207,10 @@ def _facts(
     return facts
 
 
-def _write(folder: Path, title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> None:
+def _write(folder: Path, title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, Drawn]) -> None:
     """Write page and pictures, all under other names first, and move them into place, the page last."""
     page = _page(title, notes, tables, figures)
-    pictures = {folder / f"{tag.replace('/', '-')}.png": png for tag, png in figures.items()}
+    pictures = {folder / f"{tag.replace('/', '-')}.svg": drawn.image for tag, drawn in figures.items()}
     new = not folder.is_dir()
     # what a link points to is made, too
     os.makedirs(os.path.realpath(folder), exist_ok=True)
@@ -166,19 +227,24 @@ def _write(folder: Path, title: str, notes: Sequence[str], tables: Tables, figur
             if new:
                 folder.rmdir()
         raise
-    for former in set(folder.glob("*.png")) - pictures.keys():
+    for former in {*folder.glob("*.svg"), *folder.glob("*.png")} - pictures.keys():
         former.unlink()
 
 
-def _page(title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, bytes]) -> str:
+def _page(title: str, notes: Sequence[str], tables: Tables, figures: Mapping[str, Drawn]) -> str:
     """Make a page that needs no other file."""
     say = html.escape
+    shown = {kind: {tag: drawn for tag, drawn in figures.items() if tag.startswith(f"{kind}/")} for kind in KINDS}
+    told = {name: [table(header, rows)] for name, (header, rows) in tables.items()}
+    chapters = [(name, content) for name, content in told.items() if name != ARGUMENTS]
+    for kind, pictures in shown.items():
+        if pictures:
+            cards = [picture(tag, drawn.image, drawn.caption) for tag, drawn in pictures.items()]
+            chapters.append((kind.capitalize(), [f"<p>{say(KINDS[kind])}</p>", gallery(cards)]))
+    chapters += [(name, content) for name, content in told.items() if name == ARGUMENTS]
     parts = [f"<h1>{say(title)}</h1>", *(f"<p>{say(note)}</p>" for note in notes)]
-    for name, (header, rows) in tables.items():
-        parts += [f"<h2>{say(name)}</h2>", table(header, rows)]
-    for kind, text in KINDS.items():
-        shown = {tag: png for tag, png in figures.items() if tag.startswith(f"{kind}/")}
-        if shown:
-            parts += [f"<h2>{kind.capitalize()}</h2>", f"<p>{say(text)}</p>"]
-        parts += [picture(tag, png) for tag, png in shown.items()]
+    links = (f'<a href="#{say(name.lower())}">{say(name)}</a>' for name, _ in chapters)
+    parts += ["<nav>", *links, "</nav>"]
+    for name, content in chapters:
+        parts += [f'<h2 id="{say(name.lower())}">{say(name)}</h2>', *content]
     return page(title, parts)

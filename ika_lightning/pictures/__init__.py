@@ -7,6 +7,7 @@ that, pure functions compute the numbers behind each picture, and others draw th
 :mod:`~ika_lightning.pictures.weights`       maps of attention, its entropy, and the magnitude of keys
 :mod:`~ika_lightning.pictures.similarity`    the learned kernel, beside the Gaussian that it replaces
 :mod:`~ika_lightning.pictures.spectrum`      its spectral density, and the correlation between heads
+:mod:`~ika_lightning.pictures.parts`         what heads learn of it in few numbers
 :mod:`~ika_lightning.pictures.results`       predictions beside the truth
 ===========================================  ===================================================================
 

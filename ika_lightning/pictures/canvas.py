@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -26,6 +27,9 @@ T = TypeVar("T")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 GREY = "#767676"
 DPI = 100
+#: Inches that no figure of a layer is wider than: what a card of TensorBoard and the width of a telephone can show.
+WIDEST = 4.8
+_LINE = 0.13  # inches from one line of a caption to the next
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -47,6 +51,8 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.2,
     "text.usetex": False,
     "text.parse_math": False,  # a token with two dollars in it is no formula
+    "svg.fonttype": "path",  # who looks may not have the font
+    "svg.hashsalt": "ika_lightning",  # the same names in the same picture
 }
 
 
@@ -75,6 +81,7 @@ def panels(
     rows: int,
     columns: int,
     title: str,
+    caption: str = "",
     *,
     width: float = 1.5,
     height: float = 1.2,
@@ -92,6 +99,8 @@ def panels(
         rows: Number of rows of panels.
         columns: Number of columns.
         title: What the figure shows; cut where it would leave the figure.
+        caption: What a newcomer has to know of it: what is shown, of which rows, how many of how many, in which units.
+            It is written below the panels; :func:`caption_of` returns it.
         width: Width of a panel, in inches like all that follow.
         height: Height of a panel.
         left: Margin to the left of all panels.
@@ -111,9 +120,19 @@ def panels(
     from matplotlib.figure import Figure
 
     across = left + columns * width + (columns - 1) * gap[0] + right
+    foot = _foot(caption, across)
+    bottom += foot
     up = top + rows * height + (rows - 1) * gap[1] + bottom
     figure = Figure(figsize=(across, up), dpi=DPI)
     figure.text(0.08 / across, 1 - 0.08 / up, _fitting(title, across), ha="left", va="top", fontsize=9)
+    if caption:
+        figure.set_label(caption)
+        lines = "\n".join(_lines(caption, across))
+        spacing = 72 * _LINE / (1.2 * 7)
+        figure.text(
+            0.08 / across, (foot - 0.02) / up, lines, ha="left", va="top", fontsize=7, color="#444444",
+            linespacing=spacing,
+        )  # fmt: skip
     axes = [
         [
             figure.add_axes(
@@ -131,17 +150,82 @@ def panels(
     return figure, axes
 
 
+def caption_of(figure: Figure) -> str:
+    """Return the caption of a figure that :func:`panels` made; empty if it has none.
+
+    Example:
+        >>> caption_of(panels(1, 1, "Fit", "Of 52 rows.")[0])
+        'Of 52 rows.'
+    """
+    return str(figure.get_label())
+
+
 def few_ticks(panel: Axes, x: bool = True, y: bool = True) -> None:
-    """Leave three or so numbers on each axis of a panel: they are what takes the longest to draw."""
+    """Leave three to five numbers on each axis of a panel: they are what takes the longest to draw."""
     from matplotlib.ticker import MaxNLocator
 
     for axis, wanted in ((panel.xaxis, x), (panel.yaxis, y)):
         if wanted:
-            axis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
+            axis.set_major_locator(MaxNLocator(4, min_n_ticks=3))
+
+
+def category_styles(count: int) -> list[tuple[str, str]]:
+    """Return a colour and a marker for each of some categories, no two alike.
+
+    Up to seven have :data:`COLOURS` without its greys. More have colours from the whole of a rainbow, and neighbours
+    have different markers: nobody can tell 24 colours apart by themselves.
+
+    Example:
+        >>> category_styles(2)
+        [('#0072B2', 'o'), ('#D55E00', 'o')]
+        >>> styles = category_styles(24)
+        >>> len({colour for colour, _ in styles}), [marker for _, marker in styles[:3]]
+        (24, ['o', 's', '^'])
+    """
+    if count < len(COLOURS):
+        return [(colour, "o") for colour in COLOURS[:count]]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    colours = colormaps["turbo"](np.linspace(0.04, 0.96, count))
+    return [(to_hex(colour), "os^Dv"[number % 5]) for number, colour in enumerate(colours)]
+
+
+def listed(numbers: Sequence[int], most: int = 8) -> str:
+    """Write numbers as a person would, a row of them by its ends.
+
+    Example:
+        >>> listed([3]), listed([0, 1, 2, 3]), listed([1, 3, 4])
+        ('3', '0 to 3', '1, 3 and 4')
+    """
+    numbers = list(numbers)
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    words = [str(number) for number in numbers[:most]]
+    if len(numbers) > most:
+        return f"{', '.join(words)} and {len(numbers) - most} others"
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def of_all(shown: int, there: int, what: str) -> str:
+    """Say how many of how many are shown.
+
+    Example:
+        >>> of_all(8, 16, "heads"), of_all(2, 2, "heads"), of_all(128, 1417, "queries")
+        ('the first 8 of 16 heads', 'all 2 heads', 'the first 128 of 1,417 queries')
+    """
+    if there == 1:
+        return f"the only {what.removesuffix('s')}"
+    return f"all {there:,} {what}" if shown >= there else f"the first {shown:,} of {there:,} {what}"
 
 
 def tiles(
-    panel: Axes, images: Sequence[np.ndarray], titles: Sequence[str], columns: int, gap: float, **options: Any
+    panel: Axes,
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    columns: int,
+    gap: tuple[float, float],
+    **options: Any,
 ) -> tuple[Any, list[tuple[float, float]]]:
     """Draw images of one size side by side, as one image in one panel.
 
@@ -150,14 +234,14 @@ def tiles(
         images: The images, (r, c) each.
         titles: What to write above each.
         columns: How many images stand side by side.
-        gap: Space between them, as a share of an image.
+        gap: Space between columns and between rows of them, as a share of an image.
         **options: Of ``imshow``.
 
     Returns:
         What ``imshow`` returned, and the corner of each image: the left and the upper edge.
     """
     height, width = images[0].shape
-    between = [max(1, round(gap * height)), max(1, round(gap * width))]
+    between = [max(1, round(gap[1] * height)), max(1, round(gap[0] * width))]
     rows = -(-len(images) // columns)
     whole = np.full((rows * (height + between[0]) - between[0], columns * (width + between[1]) - between[1]), np.nan)
     corners = []
@@ -169,20 +253,21 @@ def tiles(
         panel.text(left + width / 2 - 0.5, top - 0.5, titles[number], ha="center", va="bottom")
     panel.spines[:].set_visible(False)
     panel.set(xticks=[], yticks=[])
-    return panel.imshow(whole, aspect="auto", interpolation="nearest", **options), corners
+    return panel.imshow(whole, aspect="auto", interpolation="none", **options), corners
 
 
 def colour_bar(figure: Figure, image: Any, panel: Axes, label: str) -> None:
-    """Put a scale of colours to the right of a panel, with its two ends and a name."""
+    """Put a scale of colours to the right of a panel, with its ends, its middle and a name."""
     box = panel.get_position()
     inch = 1.0 / figure.get_size_inches()[0]
     low, high = image.get_clim()
     bar = figure.add_axes((box.x1 + 0.1 * inch, box.y0, 0.09 * inch, box.height))
     shades = np.linspace(0.0, 1.0, 64)[:, None]
     bar.imshow(shades, aspect="auto", origin="lower", cmap=image.get_cmap(), extent=(0, 1, low, high))
-    bar.set(xticks=[], yticks=[low, high], yticklabels=[f"{end:.3g}" for end in (low, high)])
+    ends = (low, (low + high) / 2, high)
+    bar.set(xticks=[], yticks=ends, yticklabels=[f"{end:.2g}" for end in ends])
     bar.yaxis.set_ticks_position("right")
-    figure.text(box.x1 + 0.25 * inch, (box.y0 + box.y1) / 2, label, rotation=90, ha="left", va="center")
+    figure.text(box.x1 + 0.58 * inch, (box.y0 + box.y1) / 2, label, rotation=90, ha="left", va="center")
 
 
 @styled
@@ -201,6 +286,22 @@ def to_pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+@styled
+def to_svg(figure: Figure) -> bytes:
+    """Draw a figure as SVG, which is sharp at any size, without its caption: who shows it says that in words.
+
+    Maps are pixels inside, each cell as one of them; so is what an artist says is ``rasterized``.
+    """
+    from matplotlib.transforms import Bbox
+
+    file = io.BytesIO()
+    width, height = figure.get_size_inches()
+    whole = Bbox([[0.0, _foot(caption_of(figure), width)], [width, height]])
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", bbox_inches=whole, pad_inches=0, dpi=2 * DPI, metadata=nothing)
+    return file.getvalue()
 
 
 def to_png(pixels: np.ndarray) -> bytes:
@@ -231,6 +332,15 @@ def shortened(text: str, most: int) -> str:
 def array(x: Tensor) -> np.ndarray:
     """Return a tensor's numbers for matplotlib."""
     return x.detach().float().cpu().numpy()
+
+
+def _lines(caption: str, inches: float) -> list[str]:
+    return textwrap.wrap(shortened(caption, 2000), max(20, int((inches - 0.16) * 17)), break_long_words=True)
+
+
+def _foot(caption: str, inches: float) -> float:
+    """How many inches of a figure a caption takes."""
+    return _LINE * len(_lines(caption, inches)) + 0.1 if caption else 0.0
 
 
 def _fitting(title: str, inches: float) -> str:

@@ -79,11 +79,15 @@ class SequenceRecording(Recording):
         query: Queries, split into heads, (b, h, n, d).
         key: Keys, (b, h, m, d).
         mask: What may attend to what.
+        sequences: How many sequences the batch had.
+        queries: How many queries each of them had.
     """
 
     query: Tensor
     key: Tensor
     mask: Mask
+    sequences: int
+    queries: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +99,14 @@ class GraphRecording(Recording):
         neighbour: The node that it attends to, (E,).
         weights: The weights of the edges, (E, h).
         keys: Keys of some of the edges, (h, E', d); None where edges have features of their own.
+        nodes: How many nodes the graph has.
     """
 
     node: Tensor
     neighbour: Tensor
     weights: Tensor
     keys: Tensor | None
+    nodes: int
 
 
 class Recorder:
@@ -187,6 +193,8 @@ class Recorder:
                 query=query[:, :, asked],
                 key=key,
                 mask=replace(mask, **rows),
+                sequences=len(given["query"]),
+                queries=query.size(-2),
             )
 
         return record
@@ -211,6 +219,7 @@ class Recorder:
                 neighbour=j.clone(),
                 weights=_copy(weights),
                 keys=keys,
+                nodes=len(given["queries"]),
             )
 
         return record

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ika_lightning.pictures.canvas import COLOURS, GREY, array, colour_bar, few_ticks, panels, shortened, styled
+from ika_lightning.pictures.canvas import (
+    COLOURS,
+    GREY,
+    array,
+    category_styles,
+    colour_bar,
+    few_ticks,
+    of_all,
+    panels,
+    shortened,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,13 +82,22 @@ def observed_coverage(errors: Tensor, levels: Tensor) -> Tensor:
 
 _MAX_CLASSES = 40
 _MAX_POINTS = 3000
+# Points of an SVG that are pixels: each by itself makes a large file.
+_MANY_POINTS = 500
 
 
 @styled
 def draw_fit(
-    row: Tensor, predicted: Tensor, target: Tensor, unit: str, interval: tuple[Tensor, Tensor] | None = None
+    row: Tensor,
+    predicted: Tensor,
+    target: Tensor,
+    unit: str,
+    interval: tuple[Tensor, Tensor] | None = None,
+    level: float | None = None,
 ) -> Figure:
-    """Draw predictions and truth over the rows of the table, one against the other, and what is left over.
+    """Draw predictions and truth over the rows of the table, what is left over, and one against the other.
+
+    The truth is drawn as rings, over predictions: where both are the same, a ring has a filled middle.
 
     Args:
         row: The row of each prediction in its table, (r,), which for a series is the time.
@@ -85,21 +105,35 @@ def draw_fit(
         target: The truth, (r,).
         unit: What is predicted, for the axes.
         interval: Lower and upper ends of intervals around predictions, each (r,), if there are any.
+        level: The probability with which an interval holds the target.
 
     Example:
         >>> x = torch.arange(5.0)
-        >>> len(draw_fit(torch.arange(5), x + 0.1, x, "ppm").axes)
-        3
+        >>> [panel.get_ylabel() for panel in draw_fit(torch.arange(5), x + 0.1, x, "ppm").axes]
+        ['ppm', 'residual, ppm', 'predicted ppm']
     """
     order = row.argsort()
     order = order[:: -(-len(order) // _MAX_POINTS)]
     x, y, truth = (array(values[order].double()) for values in (row + 1, predicted, target))
     unit = shortened(unit, 24)
     rmse = (predicted - target).double().square().mean().sqrt().item()
-    figure, axes = panels(
-        1, 3, f"Fit of {len(row)} rows: RMSE {rmse:.4g}", width=2.5, height=1.9, gap=(0.6, 0), top=0.5
+    spread = target.double().std(correction=0).item()
+    caption = (
+        f"Predictions for {f'{len(x):,} of ' if len(x) < len(row) else 'all '}{len(row):,} validation rows, beside the "
+        f"truth. RMSE {rmse:.4g}, in the unit of {unit}, whose standard deviation on these rows is {spread:.4g}. "
+        "Middle: residuals, prediction minus truth. "
     )
-    over, against, left = axes[0]
+    if interval is not None:
+        inside = ((target >= interval[0]) & (target <= interval[1])).sum().item()
+        said = "" if level is None else f" that should hold {level:.0%} of targets"
+        caption += f"Light blue: intervals{said}; they hold {inside:,} of these {len(row):,}, by which they were set."
+    else:
+        caption += "There are no intervals."
+    figure, axes = panels(
+        3, 1, f"Fit of {unit}: RMSE {rmse:.4g}", caption, width=3.8, height=1.35, left=0.75, gap=(0, 0.5), top=0.4
+    )
+    (over,), (left,), (against,) = axes
+    many = len(x) > _MANY_POINTS
     # neighbouring rows are a series
     line = "-" if len(x) > 2 and (x[1:] - x[:-1] == 1).all() else "."
     if interval is not None:
@@ -109,20 +143,27 @@ def draw_fit(
             if line == "-":
                 panel.fill_between(x, ends[0], ends[1], color=COLOURS[5], alpha=0.35, linewidth=0, label="interval")
             else:
-                panel.vlines(x, ends[0], ends[1], color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval")
-    over.vlines(x, truth, y, color=GREY, linewidth=0.6)
-    over.plot(x, truth, ".", color=GREY, markersize=4, label="truth")
-    over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction")
-    over.set(xlabel="row of the table", ylabel=unit)
+                panel.vlines(
+                    x, ends[0], ends[1], color=COLOURS[5], alpha=0.5, linewidth=1.6, label="interval", rasterized=many
+                )
+    ring: dict[str, Any] = {
+        "markerfacecolor": "none",
+        "markeredgecolor": COLOURS[1],
+        "markeredgewidth": 0.7,
+        "rasterized": many,
+    }
+    over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction", rasterized=many)
+    over.plot(x, truth, "o", markersize=4 if len(x) <= 200 else 2.5, label="truth", **ring)
+    over.set(xlabel="row of the table", ylabel=shortened(unit, 22))
     over.legend(loc="upper left", handlelength=1.2)
+    left.axhline(0.0, color=GREY, linestyle="--", linewidth=0.8)
+    left.plot(x, y - truth, ".", color=COLOURS[0], markersize=3, rasterized=many)
+    left.set(xlabel="row of the table", ylabel=shortened(f"residual, {unit}", 22))
     low, high = min(y.min(), truth.min()), max(y.max(), truth.max())
     against.plot([low, high], [low, high], color=GREY, linestyle="--", linewidth=0.8)
-    against.plot(truth, y, ".", color=COLOURS[0], markersize=3)
-    against.set(xlabel=f"true {unit}", ylabel=f"predicted {unit}")
-    left.axhline(0.0, color=GREY, linestyle="--", linewidth=0.8)
-    left.plot(x, y - truth, ".", color=COLOURS[1], markersize=3)
-    left.set(xlabel="row of the table", ylabel=f"residual, {unit}")
-    for panel in axes[0]:
+    against.plot(truth, y, ".", color=COLOURS[0], markersize=3, rasterized=many)
+    against.set(xlabel=f"true {unit}", ylabel=shortened(f"predicted {unit}", 22))
+    for (panel,) in axes:
         few_ticks(panel)
     return figure
 
@@ -144,7 +185,14 @@ def draw_calibration(errors: Tensor) -> Figure:
     levels = torch.linspace(0.0, 0.99, 100, dtype=torch.float64)
     observed = observed_coverage(errors.detach().cpu().double(), levels)
     spread = 1.96 * (levels * (1.0 - levels) / len(errors)).sqrt()
-    figure, axes = panels(1, 1, f"Calibration on {len(errors)} rows", width=2.1, height=2.1, top=0.4)
+    caption = (
+        f"Which share of the targets of all {len(errors):,} validation rows is inside of central intervals of the "
+        "predicted normal distributions, against the share that should be, neither with a unit. Below the dashed "
+        "diagonal the model is too sure of itself, above it not sure enough; in the grey band so few rows cannot tell."
+    )
+    figure, axes = panels(
+        1, 1, f"Calibration on {len(errors):,} rows", caption, width=2.4, height=2.1, top=0.4, right=1.6
+    )
     (panel,) = axes[0]
     nominal, low, high = array(levels), array((levels - spread).clamp(0, 1)), array((levels + spread).clamp(0, 1))
     panel.fill_between(nominal, low, high, color=GREY, alpha=0.25, linewidth=0, label="chance")
@@ -157,50 +205,68 @@ def draw_calibration(errors: Tensor) -> Figure:
 
 
 @styled
-def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
+def draw_confusion(counts: Tensor, classes: Sequence[str], of: str = "validation samples") -> Figure:
     """Draw which class is taken for which: colours are shares of the true class, numbers count mistakes.
 
     Args:
         counts: How many samples of class i were taken for class j, (c, c).
-        classes: Names of the classes.
+        classes: Names of the classes; the first 40 are drawn.
+        of: What the samples are, in the plural.
 
     Example:
         >>> len(draw_confusion(torch.tensor([[5, 1], [0, 7]]), ["bad", "good"]).axes)
         2
     """
+    there, right = int(counts.sum()), sum(counts.diagonal().tolist())
+    share = array(counts / counts.sum(1, keepdim=True).clamp_min(1))[:_MAX_CLASSES, :_MAX_CLASSES]
+    shown = of_all(min(len(classes), _MAX_CLASSES), len(classes), "classes")
     counts, classes = counts[:_MAX_CLASSES, :_MAX_CLASSES], classes[:_MAX_CLASSES]
-    share = array(counts / counts.sum(1, keepdim=True).clamp_min(1))
-    side = max(1.6, 0.2 * len(classes))
-    right = sum(counts.diagonal().tolist()) / max(1, int(counts.sum()))
-    figure, axes = panels(
-        1, 1, f"Confusion: {right:.1%} right", width=side, height=side, left=1.05, bottom=1.0, top=0.4, right=0.85
+    side = min(2.8, max(1.6, 0.2 * len(classes)))
+    numbered = len(classes) <= 24
+    numbers = "counts" if len(classes) <= 8 else "counts of mistakes"
+    caption = (
+        f"What {of} are taken for: a row is a true class, a column a predicted one ({shown}); colour is the share "
+        f"of the row{f', numbers are {numbers}' if numbered else ''}. {right:,} of {there:,} are right."
     )
+    figure, axes = panels(
+        1, 1, f"Confusion: {right / max(1, there):.1%} right", caption, width=side, height=side, left=1.05, bottom=1.0,
+        top=0.4, right=0.9,
+    )  # fmt: skip
     (panel,) = axes[0]
-    image = panel.imshow(share, vmin=0.0, vmax=1.0, cmap="cividis")
+    image = panel.imshow(share, vmin=0.0, vmax=1.0, cmap="cividis", interpolation="none")
     names, ticks = [shortened(name, 12) for name in classes], range(len(classes))
-    size = 7 if len(classes) <= 24 else 6
+    # as high as a row of the matrix, in points
+    size = min(7.0, 72 * side / len(classes) * 0.9)
     panel.set_xticks(ticks, names, rotation=90, fontsize=size)
     panel.set_yticks(ticks, names, fontsize=size)
     panel.set(xlabel="predicted", ylabel="true")
-    if len(classes) <= 24:
+    if numbered:
         for i, j in counts.nonzero().tolist():
             if i != j or len(classes) <= 8:
                 colour = "black" if share[i, j] > 0.55 else "white"
-                panel.text(j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=6, color=colour)
+                panel.text(
+                    j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=min(6.0, size), color=colour
+                )
     colour_bar(figure, image, panel, "share of the true class")
     return figure
 
 
 @styled
-def draw_embeddings(x: Tensor, label: Tensor, classes: Sequence[str]) -> Figure:
-    """Draw points in the plane of their first two principal components, coloured by class.
-
-    Up to eight classes have a colour of their own, and each has its own marker among those of its colour.
+def draw_embeddings(
+    x: Tensor,
+    label: Tensor,
+    classes: Sequence[str],
+    asked: Tensor | None = None,
+    predicted: Tensor | None = None,
+) -> Figure:
+    """Draw points in the plane of their first two principal components, coloured by their true class.
 
     Args:
         x: Points, (r, f).
-        label: Their classes, (r,); -1 where unknown.
+        label: Their true classes, (r,); -1 where unknown.
         classes: Names of the classes.
+        asked: The points that were answered for, (q,); None if none were.
+        predicted: The answers, (q,). Wrong ones are marked.
 
     Example:
         >>> figure = draw_embeddings(torch.randn(9, 4), torch.arange(9) % 3 - 1, ["a", "b"])
@@ -209,19 +275,47 @@ def draw_embeddings(x: Tensor, label: Tensor, classes: Sequence[str]) -> Figure:
     """
     step = -(-len(x) // _MAX_POINTS)
     components, share = principal_components(x)
-    points, label = array(components[::step]), label[::step].cpu()
-    figure, axes = panels(1, 1, f"Embeddings of {len(x)} nodes", width=3.2, height=2.6, top=0.4, right=1.4, left=0.65)
+    of_all_points, label = array(components), label.cpu()
+    points, of_points = of_all_points[::step], label[::step]
+    caption = (
+        f"What the last layer is told of {f'{len(points):,} of ' if len(points) < len(x) else 'all '}{len(x):,} nodes "
+        "of the graph, for training and not, in the plane in which it spreads most; axes have no unit. Colour and "
+        "marker are the true class"
+    )
+    wrong = None
+    if asked is not None and predicted is not None:
+        asked = asked.cpu()
+        wrong = asked[predicted.cpu() != label[asked]]
+        count = f"{len(wrong):,} of {len(asked):,}"
+        caption += f". A black cross is a validation node for which another class is predicted: {count}"
+    unknown = int((label < 0).sum())
+    caption += f"; {unknown:,} are unknown." if unknown else "."
+    columns = 1 if len(classes) <= 16 else 2
+    figure, axes = panels(
+        1, 1, f"Embeddings of {len(x):,} nodes", caption, width=2.9 if columns == 1 else 2.4, height=2.6, top=0.4,
+        right=1.25 if columns == 1 else 1.75, left=0.65,
+    )  # fmt: skip
     (panel,) = axes[0]
-    for number in sorted(set(label.tolist())):
-        chosen = array(label == number).astype(bool)
-        colour = GREY if number < 0 else COLOURS[number % len(COLOURS)]
-        marker = "." if number < 0 else "o^sDv"[number // len(COLOURS) % 5]
-        name = "unknown" if number < 0 else shortened(classes[number], 16)
-        size = 8 if len(label) > 500 else 16
+    styles = category_styles(len(classes))
+    many = len(points) > _MANY_POINTS
+    for number in sorted(set(of_points.tolist())):
+        chosen = array(of_points == number).astype(bool)
+        colour, marker = (GREY, ".") if number < 0 else styles[number]
+        name = "unknown" if number < 0 else shortened(classes[number], 14 if columns == 1 else 9)
         panel.scatter(
-            points[chosen, 0], points[chosen, 1], s=size, color=colour, marker=marker, label=name, linewidths=0
-        )
-    of_all = [f"{value:.0%}" if math.isfinite(value) else "0%" for value in share.tolist()]
-    panel.set(xlabel=f"first component ({of_all[0]} of variance)", ylabel=f"second component ({of_all[1]})")
-    panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0.2)
+            points[chosen, 0], points[chosen, 1], s=8 if many else 16, color=colour, marker=marker, label=name,
+            linewidths=0, rasterized=many,
+        )  # fmt: skip
+    if wrong is not None and len(wrong):
+        panel.scatter(
+            of_all_points[wrong, 0], of_all_points[wrong, 1], s=18, color="black", marker="x", linewidths=0.8,
+            label="mistaken", rasterized=len(wrong) > _MANY_POINTS,
+        )  # fmt: skip
+    shares = [f"{value:.0%}" if math.isfinite(value) else "0%" for value in share.tolist()]
+    panel.set(xlabel=f"first component ({shares[0]} of variance)", ylabel=f"second ({shares[1]} of variance)")
+    few_ticks(panel)
+    panel.legend(
+        loc="center left", bbox_to_anchor=(1.02, 0.5), handletextpad=0.2, ncols=columns, columnspacing=0.6,
+        title="true class", title_fontsize=7,
+    )  # fmt: skip
     return figure

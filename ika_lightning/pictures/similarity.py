@@ -20,10 +20,22 @@ from torch import Tensor
 
 from ika_lightning.attention.features import Bochner, Fourier
 from ika_lightning.attention.kernels import RBFKernel
-from ika_lightning.pictures.canvas import COLOURS, GREY, array, colour_bar, few_ticks, panels, styled, tiles
+from ika_lightning.pictures.canvas import (
+    COLOURS,
+    GREY,
+    array,
+    colour_bar,
+    few_ticks,
+    listed,
+    of_all,
+    panels,
+    styled,
+    tiles,
+)
 from ika_lightning.pictures.record import Recording
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -119,12 +131,20 @@ def draw_similarity(recording: Recording) -> Figure:
 
 def _draw_rays(recording: Recording) -> Figure:
     distances = torch.linspace(0.0, 3.0 * recording.width**0.25, _POINTS)
-    figure, [[panel]] = panels(1, 1, f"Similarity: {recording.name}", width=3.4, height=2.0, right=1.6, top=0.4)
-    for head, learned in enumerate(array(kernel_along(recording, distances))[:_MAX_HEADS]):
+    curves = array(kernel_along(recording, distances))[:_MAX_HEADS]
+    caption = (
+        f"Similarity κ of a query and a key against their distance, of {_heads(recording)}, each along the direction "
+        "in which its frequencies are largest; distance in units of the query, up to three lengthscales of the RBF. "
+        f"{_which(recording)}{_cut(curves.max(1), 1.05)}"
+    )
+    figure, [[panel]] = panels(
+        1, 1, f"Similarity: {recording.name}", caption, width=2.8, height=2.0, right=1.35, top=0.4
+    )
+    for head, learned in enumerate(curves):
         panel.plot(distances, learned, color=COLOURS[head], label=f"head {head}")
     gaussian = (-0.5 * distances.square() * recording.width**-0.5).exp()
     panel.plot(distances, gaussian, color=GREY, linestyle="--", label="the RBF it replaces")
-    panel.set(xlabel="distance of q and k along the main direction", ylabel="κ(q, k)", ylim=(-0.03, 1.05))
+    panel.set(xlabel="distance of q and k", ylabel="κ(q, k)", ylim=(-0.03, 1.05))
     panel.set_xlim(0.0, float(distances[-1]))
     few_ticks(panel)
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.4)
@@ -136,18 +156,43 @@ def _draw_surfaces(recording: Recording) -> Figure:
     positions = torch.linspace(-reach, reach, _POINTS)
     surfaces = array(kernel_over(recording, positions).flip(1))[:_MAX_HEADS]
     gaussian = (-0.5 * (positions - positions.unsqueeze(1)).square() * recording.width**-0.5).exp().flip(0)
-    titles = ["the RBF it replaces", *(f"head {head}" for head in range(len(surfaces)))]
-    columns = min(5, len(titles))
+    titles = ["the RBF", *(f"head {head}" for head in range(len(surfaces)))]
+    columns = 3 if len(titles) in (5, 6, 9) else min(4, len(titles))
     rows = -(-len(titles) // columns)
-    title = f"Similarity over two positions on a line: {recording.name}"
-    figure, [[panel]] = panels(1, 1, title, width=1.35 * columns - 0.15, height=1.35 * rows - 0.15, right=0.7, top=0.5)
+    caption = (
+        f"Similarity κ of a query and a key that both move along one line: for each of {_heads(recording)}, that on "
+        "which its frequencies are largest; positions in units of the query, up to three lengthscales of the RBF. The "
+        f"first square is the RBF of dot-product attention. {_which(recording)}{_cut(surfaces.max((1, 2)), 1.0)}"
+    )
+    title = f"Similarity over two positions: {recording.name}"
+    side = 1.03 if columns == 3 else 0.73
+    figure, [[panel]] = panels(
+        1, 1, title, caption, width=(side + 0.15) * columns - 0.15, height=(side + 0.15) * rows - 0.15, right=0.8,
+        top=0.5,
+    )  # fmt: skip
     images = [array(gaussian), *surfaces]
-    image, corners = tiles(panel, images, titles, columns, 0.14, vmin=0.0, vmax=1.0, cmap="viridis")
+    image, corners = tiles(panel, images, titles, columns, (0.15 / side,) * 2, vmin=0.0, vmax=1.0, cmap="viridis")
     ends = [f"{-reach:.1f}", "0", f"{reach:.1f}"]
     middle = (_POINTS - 1) / 2
     left, top = corners[(rows - 1) * columns]
     panel.set_xticks([left + 0.5 + k * middle for k in range(3)], ends)
     panel.set_yticks([top + 0.5 + k * middle for k in range(3)], ends[::-1])
-    panel.set(xlabel="position of k along the main direction", ylabel="position of q")
+    panel.set(xlabel="position of k", ylabel="position of q")
     colour_bar(figure, image, panel, "κ(q, k)")
     return figure
+
+
+def _heads(recording: Recording) -> str:
+    return of_all(min(recording.num_heads, _MAX_HEADS), recording.num_heads, "heads")
+
+
+def _which(recording: Recording) -> str:
+    """Of which sequence a kernel is that differs between sequences."""
+    if recording.frequencies and recording.frequencies[0].dim() == 4:
+        return "Each sequence has a kernel of its own; this is that of the first. "
+    return ""
+
+
+def _cut(highest: np.ndarray, end: float) -> str:
+    beyond = [head for head, value in enumerate(highest.tolist()) if value > end + 0.005]
+    return f"Cut at {end:g}: head {listed(beyond)}, up to {highest.max():.3g}." if beyond else "Nothing is cut."

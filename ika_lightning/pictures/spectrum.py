@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ika_lightning.attention.kernels import RBFKernel
-from ika_lightning.pictures.canvas import GREY, array, colour_bar, few_ticks, panels, styled
+from ika_lightning.pictures.canvas import GREY, array, colour_bar, few_ticks, listed, of_all, panels, styled
 from ika_lightning.pictures.record import Recording
 from ika_lightning.pictures.similarity import of_first_sequence
 
@@ -102,41 +102,6 @@ def density(drawn: Frequencies, at: Tensor) -> Tensor:
     return share.unsqueeze(1) * sampled + (1.0 - share).unsqueeze(1) * atom
 
 
-class History:
-    """The frequencies of layers at up to six moments of a training, evenly apart.
-
-    So one picture at the end of a training shows where its spectra came from.
-
-    Example:
-        >>> from ika_lightning.attention import IKANDirect
-        >>> from ika_lightning.pictures import record_spectra
-        >>> history, layer = History(), IKANDirect(8, 2)
-        >>> for step in range(0, 90, 10):
-        ...     history.keep(record_spectra(layer)[""], step)
-        >>> [step for step, _ in history.before("", 80)]
-        [0, 20, 40, 60]
-    """
-
-    _MOST = 6
-
-    def __init__(self) -> None:
-        self._moments: dict[str, list[tuple[int, Frequencies]]] = {}
-
-    def keep(self, recording: Recording, step: int) -> None:
-        """Keep the frequencies of a layer, unless it is too early after the last time."""
-        moments = self._moments.setdefault(recording.name, [])
-        if len(moments) > 1 and step - moments[-1][0] < moments[1][0] - moments[0][0]:
-            return
-        moments.append((step, frequencies(recording)))
-        # the first stays, and the others are twice as far apart
-        if len(moments) == self._MOST:
-            del moments[1::2]
-
-    def before(self, name: str, step: int) -> list[tuple[int, Frequencies]]:
-        """Return the steps before one, and the frequencies of a layer then."""
-        return [moment for moment in self._moments.get(name, ()) if moment[0] < step]
-
-
 # --- Drawing ----------------------------------------------------------------------------------------------------------
 
 _POINTS = 121
@@ -150,7 +115,7 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
     """Draw the density of each head's frequencies as a ridge, one head above the other.
 
     Each head has a line for each time it was looked at, the darker the later; the last is filled. Lines end at twice
-    the height of the dashed one.
+    the height of the dashed one, where the caption and a number at the peak say so.
 
     Args:
         history: Steps, and what :func:`frequencies` returned at each.
@@ -166,6 +131,7 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
     from matplotlib import colormaps
     from matplotlib.collections import LineCollection
 
+    there = len(history[-1][1].samples)
     drawn = [Frequencies(*(part[:_MAX_HEADS] for part in moment)) for _, moment in history]
     # as far as the last ones reach: on the way there, a head may have had frequencies far out
     last = drawn[-1]
@@ -175,13 +141,31 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
     thinned = [
         moment._replace(samples=moment.samples[:, :: -(-moment.samples.size(1) // _MAX_SAMPLES)]) for moment in drawn
     ]
-    curves = [density(moment, grid) for moment in thinned]
+    whole = [density(moment, grid) for moment in thinned]
     # a head whose frequencies have shrunk to nothing has a peak that would flatten all others
-    curves = [curve.clamp_max(2.0 * float(start.max())) for curve in curves]
+    most = 2.0 * float(start.max())
+    curves = [curve.clamp_max(most) for curve in whole]
+    cut = {head: float(peak) for head, peak in enumerate(whole[-1].amax(1)) if peak > most}
+    on_the_way = {head for curve in whole[:-1] for head in (curve.amax(1) > most).nonzero().flatten().tolist()}
     lift = 1.1 * max(float(start.max()), *(float(curve.max()) for curve in curves))
     heads = len(last.samples)
+    moments = f"at {len(history)} moments, the darker the later" if len(history) > 1 else ""
+    caption = (
+        f"Density of the frequencies of {of_all(heads, there, 'heads')}, all coordinates together: "
+        f"{last.samples.size(1):,} numbers a head{' in the sampled part' if (last.share < 1).any() else ''}"
+        f"{f', {moments}' if moments else f', after step {history[-1][0]:,}'}. "
+        "Dashed: the RBF of dot-product attention. "
+    )
+    if cut or on_the_way:
+        caption += "Flat tops are cut at twice the dashed height: "
+        said = [f"head {listed(sorted(cut))}"] if cut else []
+        only_before = sorted(on_the_way - cut.keys())
+        said += [f"{'on the way ' if cut else 'on the way there, '}head {listed(only_before)}"] if only_before else []
+        caption += f"{'; '.join(said)}{'; a number is how many times as high as dashed the peak is' if cut else ''}."
+    else:
+        caption += "Nothing is cut."
     figure, [[panel]] = panels(
-        1, 1, f"Spectral density: {name}", width=3.4, height=max(1.0, 0.42 * heads), right=1.6, top=0.4
+        1, 1, f"Spectral density: {name}", caption, width=3.0, height=max(1.0, 0.42 * heads), right=1.15, top=0.4
     )
     shades = colormaps["viridis"]([0.9 - 0.9 * k / max(1, len(curves) - 1) for k in range(len(curves))])
     bases = [lift * (heads - 1 - head) for head in range(heads)]
@@ -190,6 +174,10 @@ def draw_density(history: Sequence[tuple[int, Frequencies]], start_std: float, n
         panel.add_collection(LineCollection(lines, colors=[shade], linewidths=1.0, label=f"step {step:,}"))
     for head, base in enumerate(bases):
         panel.fill_between(grid, base, base + curves[-1][head], color=GREY, alpha=0.2, linewidth=0)
+    for head, peak in cut.items():
+        times = f"×{peak / float(start.max()):.1f}"
+        where = float(grid[whole[-1][head].argmax()]) + 0.02 * reach
+        panel.text(where, bases[head] + most, f" {times}", fontsize=6, ha="left", va="top")
     dashed = [torch.stack([grid, start + base], 1).numpy() for base in bases]
     panel.add_collection(LineCollection(dashed, colors=GREY, linestyles="--", linewidths=0.8, label="of the RBF"))
     panel.set(xlim=(-reach, reach), ylim=(0.0, lift * heads), xlabel="frequency, radians per unit of the query")
@@ -208,12 +196,16 @@ def draw_correlation(matrix: Tensor, name: str) -> Figure:
         2
     """
     heads = len(matrix)
-    side = max(1.4, 0.3 * min(heads, 12))
+    side = max(1.4, 0.3 * min(heads, 10))
+    caption = (
+        f"Correlation of the noise that {of_all(heads, heads, 'heads')} make their frequencies from, without a unit: 0 "
+        "is independent, 1 the same, -1 opposite. If it differs between sequences, that of the first."
+    )
     figure, [[panel]] = panels(
-        1, 1, f"Correlation of heads: {name}", width=side, height=side, top=0.4, right=max(0.85, 3.5 - side)
+        1, 1, f"Correlation of heads: {name}", caption, width=side, height=side, top=0.4, right=max(0.9, 4.1 - side)
     )
     values = array(matrix)
-    image = panel.imshow(values, vmin=-1.0, vmax=1.0, cmap="PuOr")
+    image = panel.imshow(values, vmin=-1.0, vmax=1.0, cmap="PuOr", interpolation="none")
     step = -(-heads // 8)
     panel.set(xlabel="head", ylabel="head", xticks=range(0, heads, step), yticks=range(0, heads, step))
     if heads <= 8:

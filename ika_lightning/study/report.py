@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ika_lightning.output import write_output
 from ika_lightning.pictures.canvas import to_pixels, to_png
-from ika_lightning.pictures.page import page, picture, table
+from ika_lightning.pictures.page import gallery, page, picture, table
 from ika_lightning.study.cells import cells_of
 from ika_lightning.study.comparison import Comparison, compare
 from ika_lightning.study.definition import Study
@@ -239,8 +239,8 @@ def _html(name: str, chapters: Sequence[_Chapter]) -> str:
         match chapter.content:
             case _Table(header, rows):
                 parts.append(table(header, rows))
-            case _Picture(_, shows, png):
-                parts += [f"<p>{html.escape(shows)}</p>", picture(shows, png)]
+            case _Picture(name, shows, png):
+                parts.append(gallery([picture(name, png, shows)]))
     return page(title, parts)
 
 

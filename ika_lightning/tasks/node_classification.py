@@ -89,6 +89,8 @@ class NodeClassification(Task[NodeClassificationData]):
         # of the last evaluation: what the last layer was told of each node, and their classes
         self._embedded: Tensor | None = None
         self._labels: Tensor | None = None
+        # of the last validation: the nodes asked for, and what was answered
+        self._answers: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def read_sizes(self, data: NodeClassificationData) -> dict[str, Any] | None:
         """Return the numbers of features and classes."""
@@ -167,8 +169,11 @@ class NodeClassification(Task[NodeClassificationData]):
             return
         scores, label = self(batch), batch.y[batch.asked]
         metrics["loss"].update(F.cross_entropy(scores, label, reduction="none"))
+        answer = scores.argmax(-1)
         for name in ("accuracy", "f1"):
-            metrics[name].update(scores.argmax(-1), label)
+            metrics[name].update(answer, label)
+        if stage == "val":
+            self._answers = batch.asked, answer
 
     def predict_step(self, batch: NodeBatch, batch_idx: int) -> Tensor:
         """Return the probabilities of the classes, (r, num_classes)."""
@@ -209,7 +214,8 @@ class NodeClassification(Task[NodeClassificationData]):
         """Return what can be drawn of the last evaluation."""
         if self.data is None or self._embedded is None or self._labels is None:
             return {}
-        return {"results/embeddings": partial(draw_embeddings, self._embedded, self._labels, self.data.classes)}
+        of_nodes = self._embedded, self._labels, self.data.classes, *self._answers
+        return {"results/embeddings": partial(draw_embeddings, *of_nodes)}
 
     def attention_names(self, batch: NodeBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
         """Name what attends and what is attended to: the nodes of the graph."""

@@ -427,9 +427,13 @@ class Regression(Task[RegressionData]):
         found = self.complete_predictions(self._in_units(Answer(mean, std)))
         interval = None if found.lower is None or found.upper is None else (found.lower, found.upper)
         of_fit = torch.cat(rows).cpu(), found.mean, self._in_units(Answer(target))
-        fit = partial(draw_fit, *of_fit, self.data.target_name, interval)
+        fit = partial(draw_fit, *of_fit, self.data.target_name, interval, self.intervals.level)
         calibration = {} if std is None else {"results/calibration": partial(draw_calibration, (target - mean) / std)}
         return {"results/fit": fit, **calibration}
+
+    def describe_attention(self, layer: str) -> tuple[str, str]:
+        """Say what attends and what is attended to: every row attends to the context alone."""
+        return "rows, context first", "rows of the context"
 
     def run_example(self) -> Tensor:
         """Answer for a row of the context, which a checkpoint has."""

@@ -407,7 +407,15 @@ class TextClassification(Task[TextClassificationData]):
         """Return what can be drawn of the last validation."""
         if self._confusion is None:
             return {}
-        return {"results/confusion": partial(draw_confusion, self._confusion.cpu(), self.hparams["classes"])}
+        return {
+            "results/confusion": partial(
+                draw_confusion, self._confusion.cpu(), self.hparams["classes"], "validation texts"
+            )
+        }
+
+    def describe_attention(self, layer: str) -> tuple[str, str]:
+        """Say what attends and what is attended to."""
+        return "tokens", "tokens"
 
     def attention_names(self, batch: TextBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
         """Name what attends and what is attended to: the tokens of each text."""

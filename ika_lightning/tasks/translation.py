@@ -252,6 +252,13 @@ class Translation(Task[TranslationData]):
         """Return what can be told of the last validation: a few translations."""
         return {"Translations": (("sentence", "reference", "translation"), self._sampled)} if self._sampled else {}
 
+    def describe_attention(self, layer: str) -> tuple[str, str]:
+        """Say what attends and what is attended to, by the names of the layers."""
+        sentence, translation = "source tokens", "target tokens"
+        if "cross_attention" in layer:
+            return translation, sentence
+        return (translation, translation) if "self_attention" in layer else (sentence, sentence)
+
     def attention_names(self, batch: TranslationBatch, layer: str) -> tuple[list[list[str]], list[list[str]]] | None:
         """Name what attends and what is attended to: tokens of the sentences, of their translations, or of both."""
         data = self.data

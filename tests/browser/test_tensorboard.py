@@ -114,7 +114,7 @@ def test_the_table_of_runs_has_the_score(folder: Path, address: str, tmp_path: P
     request = urllib.request.Request(
         f"{address}/data/plugin/hparams/session_groups",
         data=json.dumps({"startIndex": 0, "sliceSize": 10, "allowedStatuses": ["STATUS_SUCCESS", "STATUS_RUNNING"],
-                         "colParams": [{"hparam": "learning_rate"}]}).encode(),
+                         "colParams": [{"hparam": "main/learning_rate"}]}).encode(),
         headers={"Content-Type": "application/json"},
     )  # fmt: skip
     with urllib.request.urlopen(request, timeout=60) as answer:

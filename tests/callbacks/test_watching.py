@@ -21,7 +21,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from ika_lightning.attention import IKAN, MIKAN, DotProduct, KernelGATConv
+from ika_lightning.attention.core import Core
 from ika_lightning.callbacks import Hyperparameters, Pictures, TrainingSignals, watching
+from ika_lightning.callbacks.pictures import parts_in
 from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
 from ika_lightning.tasks import NodeClassification, Regression, TextClassification, Translation
 
@@ -53,6 +55,18 @@ class Small(LightningModule):
         return DataLoader(x, batch_size=4)
 
     train_dataloader = val_dataloader = loader
+
+
+class Deep(Small):
+    """One of two layers."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__(first)
+        self.second = second
+
+    def step(self, x: Tensor) -> Tensor:
+        x, _ = self.mixer(x, x, x, need_weights=False)
+        return super().step(self.second(x, x, x, need_weights=False)[0])
 
 
 def always() -> list:
@@ -95,13 +109,13 @@ TASKS = {
     "text": (
         lambda: TextClassification(functools.partial(MIKAN, num_samples=4), width=16, depth=1, num_heads=2),
         lambda: TextClassificationData("languages", unit="subword", vocab_size=400),
-        {"results/confusion"},
+        {"results/confusion", "tokens/net.encoder.layers.0.attention"},
         ("net.encoder.layers.0.attention",),
     ),
     "translation": (
         lambda: Translation(functools.partial(MIKAN, num_samples=4), width=16, depth=1, num_heads=2),
         lambda: TranslationData("dates", vocabulary=300),
-        set(),
+        {"tokens/net.encoder.layers.0.attention", "alignment/net.layers.0.cross_attention"},
         ("net.encoder.layers.0.attention", "net.layers.0.self_attention", "net.layers.0.cross_attention"),
     ),
     "nodes": (
@@ -133,7 +147,7 @@ def test_every_task_has_its_pictures_and_training_is_the_same_to_the_last_bit(ta
     assert all(a.equal(b) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
     assert metrics[0] == metrics[1] and rates[0] == rates[1]
     tags = board(tmp_path / "True").Tags()
-    kinds = ("attention", "similarity", "spectrum", "correlation", "magnitude")
+    kinds = ("attention", "similarity", "spectrum", "correlation", "magnitude", "parts")
     assert set(tags["images"]) == results | {f"{kind}/{layer}" for kind in kinds for layer in layers}
     expected = {f"kl/{layer}" for layer in layers} | {f"speed/{unit}_per_second" for unit in UNITS[task]}
     assert expected | {"gradient/norm", "learning_rate", "memory/process_gib"} <= set(tags["scalars"])
@@ -142,7 +156,7 @@ def test_every_task_has_its_pictures_and_training_is_the_same_to_the_last_bit(ta
 def test_pictures_in_somebody_elses_project(tmp_path) -> None:
     trainer(tmp_path, always()).fit(Small(IKAN(8, 2)))
     events = board(tmp_path)
-    tags = {f"{kind}/mixer" for kind in ("attention", "similarity", "spectrum", "magnitude")}
+    tags = {f"{kind}/mixer" for kind in ("attention", "similarity", "spectrum", "magnitude", "parts")}
     assert set(events.Tags()["images"]) == tags
     for tag in tags:
         assert [event.step for event in events.Images(tag)] == [2, 5]
@@ -153,8 +167,8 @@ def test_pictures_in_somebody_elses_project(tmp_path) -> None:
     ("layer", "length", "kinds"),
     [
         (lambda: DotProduct(8, 2), 5, {"attention", "magnitude"}),
-        (lambda: MIKAN(4, 1), 5, {"attention", "similarity", "spectrum", "magnitude"}),
-        (lambda: MIKAN(4, 1), 1, {"attention", "similarity", "spectrum", "magnitude"}),
+        (lambda: MIKAN(4, 1), 5, {"attention", "similarity", "spectrum", "magnitude", "parts"}),
+        (lambda: MIKAN(4, 1), 1, {"attention", "similarity", "spectrum", "magnitude", "parts"}),
     ],
     ids=["no spectrum", "one head", "one token"],
 )
@@ -208,7 +222,7 @@ def test_training_does_not_stop_for_a_picture(tmp_path, caplog) -> None:
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [
         "no more pictures of results: RuntimeError: no brush"
     ]
-    assert len(board(tmp_path).Tags()["images"]) == 4
+    assert len(board(tmp_path).Tags()["images"]) == 5
 
 
 def test_an_interrupted_validation_leaves_no_hooks(tmp_path) -> None:
@@ -255,11 +269,11 @@ class TestTime:
         assert abs(len(events.Images("a")) - len(events.Images("b"))) <= 1
 
     def test_the_end_of_a_training_has_all_pictures_whatever_the_time(self, tmp_path) -> None:
-        trainer(tmp_path, watching(pictures=1e-9)).fit(Small(MIKAN(8, 2)))
+        trainer(tmp_path, watching(pictures=1e-9)).fit(Deep(MIKAN(8, 2), MIKAN(8, 2)))
         events = board(tmp_path)
         steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
-        kinds = ("attention", "correlation", "magnitude", "similarity", "spectrum")
-        assert steps == {f"{kind}/mixer": [5] for kind in kinds}
+        kinds = ("attention", "correlation", "magnitude", "parts", "similarity", "spectrum")
+        assert steps == {f"{kind}/{layer}": [5] for kind in kinds for layer in ("mixer", "second")}
 
     def test_no_time_no_pictures(self, tmp_path) -> None:
         trainer(tmp_path, [Pictures(share=0.0)]).fit(Small(IKAN(8, 2)))
@@ -285,6 +299,66 @@ def test_the_ridge_shows_the_way_even_if_it_is_drawn_once(tmp_path, monkeypatch)
     assert [step for step, _ in history] == [3, 15, 27, 39, 45]
     densities = [drawn.samples for _, drawn in history]
     assert all(not torch.equal(one, other) for one, other in itertools.pairwise(densities))
+
+
+def test_the_parts_of_a_kernel_are_told_over_the_whole_training(tmp_path) -> None:
+    """A checkpoint has them, too, and a training that goes on goes on with them."""
+
+    def made(epochs: int) -> Trainer:
+        return trainer(tmp_path, [Pictures(share=1e-9)], max_epochs=epochs)
+
+    model = Small(IKAN(8, 2, p="learned"))
+    fit = made(3)
+    fit.fit(model)
+    fit.save_checkpoint(tmp_path / "three.ckpt")
+    saved = torch.load(tmp_path / "three.ckpt", weights_only=True)["callbacks"]["Pictures"]
+    course = parts_in(saved)["mixer"]
+    assert [step for step, _ in course] == [3, 6, 9]
+    last = course[-1][1]
+    assert set(last) == {"precision", "share", "p", "magnitude_scale"}
+    assert_close(last["share"], model.mixer.core.share.detach())
+    assert_close(last["p"], model.mixer.core.p.detach())
+    longer = made(5)
+    longer.fit(Small(IKAN(8, 2, p="learned")), ckpt_path=tmp_path / "three.ckpt")
+    assert [step for step, _ in longer.callbacks[0]._parts.moments["mixer"]] == [3, 6, 9, 12, 15]
+
+
+class Stranger(nn.Module):
+    """Attention of somebody else's, with none of our parts."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.embed_dim, self.inside = embed_dim, nn.MultiheadAttention(embed_dim, 2, batch_first=True)
+
+    def forward(self, *args: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+        return self.inside(*args, need_weights=False)[0], None
+
+
+class Strange(Core):
+    """A core of somebody else's, of which nothing can be asked that ours can be."""
+
+    @property
+    def share(self) -> Tensor:
+        raise AttributeError("no such part")
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object):
+        return value, None
+
+
+@pytest.mark.parametrize("what", ["no core", "a strange core"])
+def test_a_layer_of_somebody_elses_stops_nothing(what, tmp_path, caplog) -> None:
+    other: nn.Module = Stranger(8)
+    if what == "a strange core":
+        other = IKAN(8, 2)
+        other.core = Strange(2, 4)
+    fit = trainer(tmp_path, always())
+    fit.fit(Deep(other, IKAN(8, 2)))
+    assert fit.current_epoch == 2
+    shown = {tag for tag in board(tmp_path).Tags()["images"] if tag.endswith("/second")}
+    assert shown == {f"{kind}/second" for kind in ("attention", "similarity", "spectrum", "magnitude", "parts")}
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("ika_lightning")]
+    # a line of each callback that has looked at it
+    assert all("mixer: AttributeError: " in line for line in said) and len(said) <= 2
 
 
 class TestSignals:
@@ -379,16 +453,20 @@ def test_the_table_of_runs_has_arguments_and_the_best_score(mode, tmp_path) -> N
 
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/score", mode=mode)
     trainer(tmp_path, [Hyperparameters(), checkpoint], max_epochs=3, enable_checkpointing=True).fit(
-        Scored(8, {"class_path": "ika_lightning.attention.IKAN", "init_args": {"p": 1.5, "kdim": None}})
+        Scored(8, {"class_path": "ika_lightning.attention.IKAN", "init_args": {"p": 1.5, "bias": True, "kdim": None}})
     )
     events = board(tmp_path)
     scores = [(event.step, event.value) for event in events.Scalars("hp_metric")]
     assert scores == ([(2, 3.0), (5, 1.0)] if mode == "min" else [(2, 3.0)])
     start = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     told = HParamsPluginData.FromString(start).session_start_info.hparams
-    assert set(told) == {"attention", "attention/p", "learning_rate", "optimizer", "weight_decay", "width"}
-    assert (told["attention"].string_value, told["attention/p"].number_value) == ("IKAN", 1.5)
-    assert (told["optimizer"].string_value, told["width"].number_value) == ("SGD", 8)
+    # TensorBoard sorts columns by their names
+    assert sorted(told) == [
+        "main/attention", "main/learning_rate", "main/p", "other/attention/bias", "other/optimizer",
+        "other/weight_decay", "other/width",
+    ]  # fmt: skip
+    assert (told["main/attention"].string_value, told["main/p"].number_value) == ("IKAN", 1.5)
+    assert (told["other/optimizer"].string_value, told["other/width"].number_value) == ("SGD", 8)
     saved = yaml.safe_load((tmp_path / "version_0" / "hparams.yaml").read_text())
     assert saved["attention"]["class_path"] == "ika_lightning.attention.IKAN"
     assert b"hp_metric" in events.summary_metadata["_hparams_/experiment"].plugin_data.content
