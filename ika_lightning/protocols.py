@@ -91,7 +91,13 @@ class NamesAttention(Protocol):
 
 @runtime_checkable
 class DescribesAttention(Protocol):
-    """A model that can say what its attention layers look at."""
+    """A model that can say what its attention layers look at.
+
+    Example:
+        >>> from ika_lightning.tasks import Regression
+        >>> isinstance(Regression(), DescribesAttention)
+        True
+    """
 
     def describe_attention(self, layer: str) -> tuple[str, str]:
         """Say in a few words what attends and what is attended to, in the plural, such as ``("tokens", "tokens")``.

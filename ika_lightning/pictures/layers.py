@@ -73,7 +73,7 @@ def draw(
         >>> with Recorder(layer) as recorder:
         ...     out, _ = layer(x, x, x, need_weights=False)
         >>> sorted(draw(recorder.recordings[""]))
-        ['attention/', 'magnitude/', 'similarity/', 'spectrum/']
+        ['attention/', 'magnitude/', 'parts/', 'similarity/', 'spectrum/']
     """
     name = recording.name
     figures: dict[str, Callable[[], Figure]] = {}
@@ -91,12 +91,11 @@ def draw(
     if recording.frequencies:
         history = [*before, (step, frequencies(recording))]
         figures[f"spectrum/{name}"] = partial(draw_density, history, start_std(recording), name)
-    if now := parts(recording.core):
-        figures[f"parts/{name}"] = partial(draw_parts, [*parts_before, (step, now)], name)
-    if recording.frequencies:
         matrix = correlation(recording)
         if matrix is not None and recording.num_heads > 1:
             figures[f"correlation/{name}"] = partial(draw_correlation, matrix, name)
+    if now := parts(recording.core):
+        figures[f"parts/{name}"] = partial(draw_parts, [*parts_before, (step, now)], name)
     if isinstance(recording, SequenceRecording | GraphRecording):
         figures[f"magnitude/{name}"] = partial(draw_magnitude, recording)
     return figures

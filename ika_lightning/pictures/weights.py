@@ -238,7 +238,7 @@ def draw_tokens(recording: SequenceRecording, names: Names, examples: int = 3) -
     Example:
         >>> from ika_lightning.pictures.record import Recorder
         >>> from ika_lightning.attention import IKAN
-        >>> layer, x = IKAN(8, 2).eval(), torch.randn(1, 3, 8)
+        >>> layer, x = IKAN(8, 2, batch_first=True).eval(), torch.randn(1, 3, 8)
         >>> with torch.no_grad(), Recorder(layer) as recorder:
         ...     out, _ = layer(x, x, x)
         >>> panel = draw_tokens(recorder.recordings[""], [["a", "good", "film"]]).axes[0]

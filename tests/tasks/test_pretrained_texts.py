@@ -144,7 +144,7 @@ def test_in_python_model_and_data_of_a_checkpoint_are_trained_further():
 
 def test_a_report_has_pictures_of_every_layer():
     main(["report", *QUIET, "--ckpt_path", checkpoint(), "--output", "page"])
-    names = {file.stem for file in Path("page").glob("*.png")}
+    names = {file.stem for file in Path("page").glob("*.svg")}
     for kind in ("attention", "similarity", "spectrum", "magnitude"):
         assert sum(name.startswith(f"{kind}-net.encoder.encoder.layer.") for name in names) == 2
     assert "Without examples" not in Path("page/report.html").read_text()
