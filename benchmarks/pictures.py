@@ -4,8 +4,8 @@
 
 trains ``configs/regression/co2.yaml`` and ``configs/text_classification/languages.yaml`` as they are, and prints the
 share of the training time that the callbacks took (in CPU seconds of the training thread, so that other programs on the
-machine do not count). Then it trains them again with more time for pictures, which changes nothing else, and writes to
-docs/pictures those of ``python -m ika_lightning report``, and the spectrum over training, which TensorBoard alone has.
+machine do not count). Then it trains them again with more time for pictures, which changes nothing else, and writes what
+that drew at its end, as it is in TensorBoard, to docs/pictures.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from ika_lightning.output import write_output
 ROOT = Path(__file__).parents[1]
 RUNS = {"co2": "regression", "languages": "text_classification"}
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-# Of each report, by the name in docs/pictures.
+# What the page shows of what each training drew at its end: tags in TensorBoard, and names in docs/pictures.
 SHOWN = {
     "co2": {
-        "results-fit": "fit",
-        "similarity-net.encoder.layers.1.attention": "similarity",
-        "magnitude-net.encoder.layers.1.attention": "magnitude",
+        "results/fit": "fit",
+        "similarity/net.encoder.layers.1.attention": "similarity",
+        "spectrum/net.encoder.layers.1.attention": "spectrum",
+        "magnitude/net.encoder.layers.1.attention": "magnitude",
     },
     "languages": {
-        "results-confusion": "confusion",
-        "attention-net.encoder.layers.0.attention": "maps",
-        "correlation-net.encoder.layers.0.attention": "correlation",
+        "results/confusion": "confusion",
+        "attention/net.encoder.layers.0.attention": "maps",
+        "correlation/net.encoder.layers.0.attention": "correlation",
+        "parts/net.encoder.layers.0.attention": "parts",
+        "tokens/net.encoder.layers.0.attention": "tokens",
     },
 }
-LOGGED = {"co2": {"spectrum/net.encoder.layers.1.attention": "spectrum"}}
 
 
 class Clock(Callback):
@@ -59,17 +61,14 @@ def fit(name: str, *options: str) -> None:
 
 
 def write_pictures(folder: Path) -> None:
-    """Train, report, and keep what the page shows."""
+    """Train, and keep what the page shows."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, shown in SHOWN.items():
         fit(name, "--trainer.callbacks+", f"{Clock.__module__}.Clock")
         fit(name, "--pictures", "0.2")
-        main(["report", "--ckpt_path", f"runs/{name}/version_1/checkpoints/best.ckpt", "--output", name, *QUIET[:2]])
-        for source, target in shown.items():
-            write_output(folder / f"{target}.png", Path(name, f"{source}.png").read_bytes())
         board = EventAccumulator(f"runs/{name}/version_1").Reload()
-        for source, target in LOGGED.get(name, {}).items():
-            write_output(folder / f"{target}.png", board.Images(source)[-1].encoded_image_string)
+        for tag, target in shown.items():
+            write_output(folder / f"{target}.png", board.Images(tag)[-1].encoded_image_string)
 
 
 if __name__ == "__main__":
