@@ -105,6 +105,9 @@ def _run(args: list[str]) -> None:
             gc.enable()
             run_study(args[1:])
             return
+        from ika_lightning.cli.startup import import_lightning
+
+        import_lightning()
         from ika_lightning.cli.command import Command
 
         gc.freeze()
