@@ -50,6 +50,7 @@ examples:
   {PROGRAM} export --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output model.pt2
   {PROGRAM} fit --model.help Regression
   {PROGRAM} datasets
+  {PROGRAM} calibrate
   {PROGRAM} study --config studies/concrete.yaml --jobs 2
 """
 
