@@ -12,15 +12,19 @@ a second, the links below are what really arrives; latency and the starting of k
 from __future__ import annotations
 
 import argparse
+import inspect
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from ika_lightning.attention import MIKAN
+from ika_lightning.data import TranslationData
 from ika_lightning.models import EncoderDecoder
+from ika_lightning.tasks import Translation
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "translation"
 # Bytes a second, one way, of what the gradients go through.
@@ -36,7 +40,8 @@ LINKS = {
 def measure(config: Path, length: int, sentences: int = 4) -> tuple[int, float, int]:
     """Return the bytes of a configuration's gradients, operations for a token of a batch, and tokens of its batches."""
     sections = yaml.safe_load(config.read_text())
-    model, data = sections["model"]["init_args"], sections["data"]["init_args"]
+    model = defaults_of(Translation) | sections["model"]["init_args"]
+    data = defaults_of(TranslationData) | sections["data"]["init_args"]
     vocabulary = data["vocabulary"]
     net = EncoderDecoder(
         vocabulary,
@@ -44,13 +49,18 @@ def measure(config: Path, length: int, sentences: int = 4) -> tuple[int, float, 
         depth=model["depth"],
         num_heads=model["num_heads"],
         ffn_width=model["ffn_width"],
-        attention=partial(MIKAN, **model["attention"]["init_args"], backend="dense"),
+        attention=partial(MIKAN, **model["attention"].get("init_args", {}), backend="dense"),
     )
     source, target = torch.randint(1, vocabulary, (2, sentences, length)).unbind()
     with FlopCounterMode(display=False) as counter:
         net(source, target).sum().backward()
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
     return gradients, counter.get_total_flops() / (sentences * length), data["batch_tokens"]
+
+
+def defaults_of(owner: type) -> dict[str, Any]:
+    """The arguments of a class, as far as a configuration does not say otherwise."""
+    return {name: parameter.default for name, parameter in inspect.signature(owner).parameters.items()}
 
 
 def least_tokens(gradients: int, operations: float, rate: float, link: float) -> float:

@@ -174,7 +174,7 @@ def fits(arguments: argparse.Namespace) -> None:
         with RESULTS.open(newline="") as file:
             done = {(row["corpus"], row["attention"], row["p"], row["seed"]): row for row in csv.DictReader(file)}
     config = HERE.parent / "configs" / "translation" / f"{arguments.corpus}.yaml"
-    learned = yaml.safe_load(config.read_text())["model"]["init_args"]["attention"]["init_args"]
+    learned = yaml.safe_load(config.read_text())["model"]["init_args"]["attention"].get("init_args", {})
     for name in arguments.attentions:
         options = learned if name in ("IKANDirect", "IKAN", "MIKAN") else {}
         if (arguments.corpus, name, p_of(options), str(arguments.seed)) not in done:

@@ -1,3 +1,3 @@
 """Implicit Kernel Attention on PyTorch Lightning: attention layers, four tasks, and a command line."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"

@@ -15,9 +15,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics import Metric
 from typing_extensions import override
+
+from ika_lightning.lazy import sacrebleu
 
 __all__ = [
     "EpochProgressBar",
@@ -162,12 +163,14 @@ def unwrap_factory(factory: Any) -> tuple[type | None, Mapping[str, Any]]:
 # --- sacreBLEU --------------------------------------------------------------------------------------------------------
 
 
-def corpus_statistics(scorer: BLEU | CHRF, hypotheses: Sequence[str], references: Sequence[str]) -> list[list[int]]:
+def corpus_statistics(
+    scorer: sacrebleu.BLEU | sacrebleu.CHRF, hypotheses: Sequence[str], references: Sequence[str]
+) -> list[list[int]]:
     """Return the counts of n-grams of each sentence, of which sacreBLEU makes its score: they can be summed."""
     return scorer._extract_corpus_statistics(hypotheses, [references])
 
 
-def score_of_statistics(scorer: BLEU | CHRF, statistics: list[int]) -> float:
+def score_of_statistics(scorer: sacrebleu.BLEU | sacrebleu.CHRF, statistics: list[int]) -> float:
     """Return the score of counts that were summed."""
     score: Any = scorer._compute_score_from_stats(statistics)
     return float(score.score)

@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any, Literal, Self
 
@@ -604,6 +605,9 @@ def _imported(name: Any) -> Any:
     libraries = ("ika_lightning", "lightning", "torch.nn", "torch.optim", "torch_geometric.nn")
     if not isinstance(name, str) or not any(_is_within(name, library) for library in libraries):
         return None
+    if any(_is_within(name, library) for library in ("ika_lightning.attention.graph", "torch_geometric.nn")):
+        # imported by what needs it alone, and a checkpoint may need it
+        import_module("ika_lightning.attention.graph")
     module, _, attribute = name.rpartition(".")
     return getattr(sys.modules.get(module), attribute, None)
 

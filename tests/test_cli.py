@@ -611,7 +611,7 @@ class TestPredict:
 def test_regression_from_one_end_to_the_other(capsys):
     args = ["--model", "Regression", "--data", "RegressionData", "--data.name", "co2", "--trainer.max_epochs", "1"]
     assert run(capsys, "fit", *args, *QUIET, "--model.width", "16", "--model.attention", "DotProduct")[0] == 0
-    best = "runs/regression/version_0/checkpoints/best.ckpt"
+    best = "runs/co2/version_0/checkpoints/best.ckpt"
     code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
     assert code == 0 and "test/rmse" in stdout
     table = files("ika_lightning.data") / "embedded" / "co2.csv"
@@ -625,7 +625,7 @@ def test_a_regression_says_how_sure_it_is(capsys):
     args = ["--model", "Regression", "--data", "RegressionData", "--data.name", "co2", "--trainer.max_epochs", "1"]
     sure = ["--model.likelihood", "gaussian", "--model.ensemble", "2", "--model.width", "16", "--model.depth", "1"]
     assert run(capsys, "fit", *args, *QUIET, *sure)[0] == 0
-    best = "runs/regression/version_0/checkpoints/best.ckpt"
+    best = "runs/co2/version_0/checkpoints/best.ckpt"
     code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
     assert code == 0 and {"test/nll", "test/crps", "test/coverage", "test/width"} <= set(stdout.split())
     table = str(files("ika_lightning.data") / "embedded" / "co2.csv")
@@ -668,7 +668,7 @@ class TestTextClassification:
         options = ["--model.attention", "IKAN", "--model.attention.p=1.5", "--model.class_weights", "balanced"]
         code, _, stderr = run(capsys, *self.fit(*options, "--data.label", "1", "--data.text", "2"))
         assert code == 0, stderr
-        best = "runs/textclassification/version_0/checkpoints/best.ckpt"
+        best = "runs/rows/version_0/checkpoints/best.ckpt"
         code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
         assert code == 0 and "test/f1" in stdout and "| true \\ predicted | a | b |" in stdout
         rows.unlink()

@@ -1,6 +1,10 @@
 """Every shipped configuration is built and takes a step of training, validation and test."""
 
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from tiny_encoders import write_encoder
 
 import ika_lightning.tasks
 from ika_lightning.cli import main
+from ika_lightning.cli.command import CHECKPOINT, EARLY_STOPPING, GROUPS
 from ika_lightning.data.datasets import DATASETS
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -60,7 +65,7 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
         encoder += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     main(["fit", "--config", str(config), *SHORT[config.parent.name], *root, *encoder, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
-    assert best.parts[-4] == config.stem
+    assert best.parts[-4] == name
     main(["test", "--ckpt_path", str(best), "--trainer.limit_test_batches", "1", *root, *QUIET])
     layers = (made.get("attention") or made["conv"] for made in (load(best).hparams, model))
     kept, given = (layer["class_path"].rpartition(".")[2] for layer in layers)
@@ -73,6 +78,57 @@ def load(checkpoint: Path) -> LightningModule:
     model = getattr(ika_lightning.tasks, name.rpartition(".")[2]).load_from_checkpoint(checkpoint, weights_only=True)
     assert model.net is not None
     return model
+
+
+# What a file may say although it is the default, and why.
+SAID_ALL_THE_SAME = {
+    "seed_everything": "what a figure is repeated with stands beside it",
+    "model.attention": "the choice that everybody looks for, and overrides",
+    "model.optimizer.lr": "the number that everybody looks for, and overrides",
+}
+
+
+def test_it_says_only_what_differs_from_the_defaults() -> None:
+    found = {f"{file.parent.name}/{file.stem}": set(defaults_in(file)) for file in CONFIGS}
+    assert {name: places - SAID_ALL_THE_SAME.keys() for name, places in found.items()} == {
+        name: set() for name in found
+    }
+    assert set().union(*found.values()) == SAID_ALL_THE_SAME.keys()
+
+
+def defaults_in(file: Path) -> Iterator[str]:
+    """The places of a file that say what is the default."""
+    preset = {"checkpoint": CHECKPOINT, "early_stopping": EARLY_STOPPING, "trainer": {"log_every_n_steps": 10}}
+    for section, value in yaml.safe_load(file.read_text()).items():
+        if section == "seed_everything":
+            yield from [section] * (value == 0)
+        elif section in GROUPS:
+            yield from defaults_among(value, GROUPS[section], section, preset.get(section, {}))
+        else:
+            yield from defaults_among(value["init_args"], find(value["class_path"]), section, {})
+
+
+def defaults_among(arguments: dict[str, Any], owner: Any, place: str, preset: dict[str, Any]) -> Iterator[str]:
+    """The places of those arguments of a class that are its defaults, and of what is in them."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(owner).parameters.items()} | preset
+    for name, value in arguments.items():
+        here, default = f"{place}.{name}", defaults[name]
+        named = value if isinstance(value, list) else [value]
+        if all(isinstance(item, dict) and "class_path" in item for item in named):
+            for item in named:
+                inside = item.get("init_args", {})
+                if not inside and find(item["class_path"]) is default:
+                    yield here
+                yield from defaults_among(inside, find(item["class_path"]), here, {})
+        elif value == (list(default) if isinstance(default, tuple) else default):
+            yield here
+
+
+def find(path: str) -> Any:
+    """A class by its full or short name."""
+    module, _, name = path.rpartition(".")
+    places = [module] if module else ["ika_lightning.tasks", "ika_lightning.data", "ika_lightning.attention"]
+    return next(found for place in places if (found := getattr(import_module(place), name, None)))
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *OVERLAYS], ids=lambda file: f"{file.parent.name}/{file.stem}")

@@ -369,7 +369,7 @@ def test_double_precision_stays_in_pt2() -> None:
     Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i * i % 7}\n" for i in range(40)))
     options = ["--data.path", "rows.csv", "--data.target", "y", *NARROW, "--trainer.precision", "64-true"]
     main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
-    checkpoint = Path("runs/regression/version_0/checkpoints/best.ckpt")
+    checkpoint = Path("runs/rows/version_0/checkpoints/best.ckpt")
     export(checkpoint, "model.pt2")
     wanted = [float(row["predicted_y"]) for row in predict(checkpoint, "--input", "rows.csv")]
     with Path("rows.csv").open(newline="") as file:
@@ -383,7 +383,7 @@ def test_how_sure_a_prediction_is_goes_along(likelihood: str, capsys: pytest.Cap
     options = ["--data.path", "rows.csv", "--data.target", "y", "--data.val_fraction", "0.4", *NARROW]
     options += ["--model.ensemble", "2", "--model.likelihood", likelihood]
     main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
-    checkpoint = Path("runs/regression/version_0/checkpoints/best.ckpt")
+    checkpoint = Path("runs/rows/version_0/checkpoints/best.ckpt")
     capsys.readouterr()
     export(checkpoint, "model.pt2")
     assert "-> prediction (rows), std (rows), lower (rows), upper (rows)" in capsys.readouterr().out

@@ -222,7 +222,7 @@ def test_a_run_is_trained_tested_and_reported_from_the_command_line(tmp_path, mo
     quiet += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     data = ["--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y"]
     main(["fit", "--model", "Regression", "--model.width", "16", *data, "--trainer.max_epochs", "1", *quiet])
-    checkpoint = "runs/regression/version_0/checkpoints/best.ckpt"
+    checkpoint = "runs/rows/version_0/checkpoints/best.ckpt"
     main(["test", "--ckpt_path", checkpoint, *quiet])
     main(["report", "--ckpt_path", checkpoint, *quiet])
     assert "<html" in Path("report/report.html").read_text()

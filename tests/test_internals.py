@@ -15,12 +15,20 @@ from torchmetrics import MeanMetric
 
 from ika_lightning import internals
 from ika_lightning.attention import RBF
+from ika_lightning.attention.backends import prices
 from ika_lightning.cli.logs import Metrics
 from ika_lightning.models import AttentionFactory
 
 
 def trainer(**options: Any) -> Trainer:
     return Trainer(accelerator="cpu", **{"logger": False, "enable_checkpointing": False, **options})
+
+
+def test_a_function_whose_result_the_compiler_takes_for_a_constant() -> None:
+    def theirs() -> None: ...
+
+    torch.compiler.assume_constant_result(theirs)
+    assert vars(theirs) == vars(prices._prices) == {"_dynamo_marked_constant": True}
 
 
 def test_a_module_knows_its_trainer() -> None:

@@ -29,11 +29,11 @@ def short(monkeypatch):
 
 def fit(*options: str) -> dict:
     main(["fit", *ROWS, *QUIET, *options])
-    return yaml.safe_load(Path("runs/regression/version_0/config.yaml").read_text())
+    return yaml.safe_load(Path("runs/airline_passengers/version_0/config.yaml").read_text())
 
 
 def last() -> dict:
-    return torch.load("runs/regression/version_0/checkpoints/last.ckpt", weights_only=True)
+    return torch.load("runs/airline_passengers/version_0/checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with")

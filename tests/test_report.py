@@ -36,8 +36,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Path("rows.csv").rename("away.csv")
         Path("texts.tsv").rename("away.tsv")
         return {
-            name: Path(f"runs/{name}/version_0/checkpoints/best.ckpt").resolve()
-            for name in ("regression", "textclassification")
+            name: Path(f"runs/{data}/version_0/checkpoints/best.ckpt").resolve()
+            for name, data in (("regression", "rows"), ("textclassification", "texts"))
         }
 
 
@@ -77,7 +77,7 @@ def test_with_the_validation_data(capsys: pytest.CaptureFixture[str]) -> None:
         "--data.name",
         "airline_passengers",
     )
-    page = report(Path("runs/regression/version_0/checkpoints/best.ckpt"))
+    page = report(Path("runs/airline_passengers/version_0/checkpoints/best.ckpt"))
     assert kinds() == {"results", "attention", "similarity", "spectrum", "correlation", "magnitude"}
     assert "val/rmse" in page and "MIKAN(p=2.0" in page and "best val/loss of the run" in page
     assert capsys.readouterr().out.splitlines()[-1] == "6 pictures: report/report.html"
@@ -153,7 +153,7 @@ def test_translations_are_a_table_and_the_decoder_is_in_the_pictures() -> None:
         Path(name).write_text("".join(f"{word} {i}\n" for i in range(40)))
     files = ["--data.source", "en.txt", "--data.target", "de.txt", "--data.vocabulary", "280"]
     fit("--model", "Translation", "--data", "TranslationData", *files)
-    checkpoint = Path("runs/translation/version_0/checkpoints/best.ckpt")
+    checkpoint = Path("runs/en/version_0/checkpoints/best.ckpt")
     page = report(checkpoint)
     assert "<th>reference</th>" in page and "<td>Seite " in page
     assert Path("report/attention-net.layers.0.cross_attention.svg").is_file()
@@ -266,12 +266,12 @@ def test_mistakes_are_one_line(trained, capsys: pytest.CaptureFixture[str]) -> N
 def test_training_takes_its_time_for_pictures_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers"]
     main(["fit", *data, *QUIET, *SMALL, "--pictures", "1.0"])
-    folder = Path("runs/regression/version_0")
+    folder = Path("runs/airline_passengers/version_0")
     assert b"results/fit" in next(folder.glob("events.*")).read_bytes()
     saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     assert "pictures: 1.0" in saved["config"]
     main(["fit", *data, *QUIET, *SMALL, "--pictures", "0"])
-    assert b"results/fit" not in next(Path("runs/regression/version_1").glob("events.*")).read_bytes()
+    assert b"results/fit" not in next(Path("runs/airline_passengers/version_1").glob("events.*")).read_bytes()
     with pytest.raises(SystemExit):
         main(["fit", *data, *QUIET, "--pictures", "2"])
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: pictures must be from 0 to 1, a share")

@@ -581,7 +581,7 @@ def test_the_state_of_another_class_is_refused(option: str, old: str, new: str, 
     model = ["--model", "Regression", "--model.width", "8", "--model.depth", "1", "--model.num_heads", "2"]
     words = ["fit", *model, *data, *QUIET, "--trainer.max_epochs"]
     main([*words, "1", f"--model.{option}", old])
-    last = Path("runs/regression/version_0/checkpoints/last.ckpt").rename("last.ckpt")
+    last = Path("runs/airline_passengers/version_0/checkpoints/last.ckpt").rename("last.ckpt")
     before = files()
     assert refused(capsys, *words, "2", f"--model.{option}", new, "--ckpt_path", str(last)) == (
         f"last.ckpt was trained with {old.rpartition('.')[2]}, whose state {new.rpartition('.')[2]} cannot go on with: "

@@ -25,7 +25,7 @@ KARATE = ["--model", "NodeClassification", "--data", "NodeClassificationData", "
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 QUIET += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
 CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", "--trainer.logger.name"]
-RUN = Path("runs/regression/version_0")
+RUN = Path("runs/airline_passengers/version_0")
 
 
 class Terminated(Regression):
@@ -74,12 +74,11 @@ def test_a_run_says_what_it_is_made_of(trained) -> None:
     assert record["git"] is None
     assert torch.load(trained, weights_only=True)["run"] == record
     subprocess.run(
-        ["sh", "-c", "git init -q && git add runs/regression/version_0/run.yaml && git -c user.name=x -c user.email=x "
-         "commit -qm x"],
+        ["sh", "-c", f"git init -q && git add {RUN / 'run.yaml'} && git -c user.name=x -c user.email=x commit -qm x"],
         check=True,
     )  # fmt: skip
     main(["fit", *KARATE, *QUIET])
-    record = yaml.safe_load(Path("runs/nodeclassification/version_0/run.yaml").read_text())
+    record = yaml.safe_load(Path("runs/karate/version_0/run.yaml").read_text())
     assert len(record["git"]) == 40 and set(record["data"]) == {"graph", "train", "val", "test"}
 
 
@@ -180,13 +179,13 @@ class TestWhatTheMachineRefuses:
 
     def test_a_folder_that_cannot_be_made(self, capsys):
         Path("runs").write_text("a file")
-        message = "cannot write runs/regression/version_0: Not a directory"
+        message = "cannot write runs/airline_passengers/version_0: Not a directory"
         assert error_of(capsys, "fit", *REGRESSION, *QUIET) == message
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written_to(self, capsys):
         Path("runs").mkdir(mode=0o500)
-        message = "cannot write runs/regression/version_0: Permission denied"
+        message = "cannot write runs/airline_passengers/version_0: Permission denied"
         assert error_of(capsys, "fit", *REGRESSION, *QUIET) == message
 
     def test_a_port_in_use(self, capsys, monkeypatch):

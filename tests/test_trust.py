@@ -86,7 +86,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         data = ["--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y"]
         options = [*QUIET, "--trainer.max_epochs", "1", "--pictures", "0", "--model.attention", "DotProduct"]
         main(["fit", "--model", "Regression", *data, *size, *options])
-        return torch.load("runs/regression/version_0/checkpoints/last.ckpt", weights_only=True)
+        return torch.load("runs/rows/version_0/checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.fixture(autouse=True)
@@ -412,7 +412,7 @@ class TestTrust:
         arguments = ["fit", "--config", "own.yaml", *QUIET]
         main(arguments)
         main([*arguments, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
-        last = Path("runs/regression/version_0/checkpoints/last.ckpt")
+        last = Path("runs/rows/version_0/checkpoints/last.ckpt")
         assert torch.load(last, weights_only=True)["epoch"] == 2
         assert "mine.Layer" in torch.load(last, weights_only=True)["config"]
 
@@ -561,7 +561,7 @@ class TestStateOfCallbacks:
         """Write a checkpoint that remembers a former one elsewhere, into the folder of its run."""
 
         def write_to_run(path: str) -> None:
-            folder = Path("runs/regression/version_0/checkpoints")
+            folder = Path("runs/rows/version_0/checkpoints")
             folder.mkdir(parents=True)
             callbacks = copy.deepcopy(trained["callbacks"])
             (state,) = (state for name, state in callbacks.items() if name.startswith("ModelCheckpoint"))
@@ -578,10 +578,10 @@ class TestStateOfCallbacks:
     def test_nothing_outside_of_its_folder_is_removed(self, path, resumed, capsys) -> None:
         Path("thesis").mkdir()
         Path("thesis/thesis.tex").touch()
-        path = path.format(here=Path.cwd(), run="runs/regression/version_0/checkpoints")
+        path = path.format(here=Path.cwd(), run="runs/rows/version_0/checkpoints")
         resumed(path)
         with pytest.raises(SystemExit) as end:
-            last = "runs/regression/version_0/checkpoints/last.ckpt"
+            last = "runs/rows/version_0/checkpoints/last.ckpt"
             main(["fit", "--ckpt_path", last, *QUIET, "--trainer.max_epochs", "3"])
         assert end.value.code == 2
         assert f"last.ckpt remembers the checkpoint {path!r}, which is outside of " in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 
 from ika_lightning.attention.copula import GaussianCopula
 from ika_lightning.attention.core import Core
-from ika_lightning.attention.features import Bochner, FeatureMap, Yaglom
+from ika_lightning.attention.features import Bochner, FeatureMap, Fourier, Yaglom
 from ika_lightning.attention.implicit import ImplicitSpectrum
 from ika_lightning.attention.kernels import (
     Kernel,
@@ -41,6 +41,7 @@ __all__ = [
     "DotProduct",
     "ExplicitKernel",
     "FeatureMap",
+    "Fourier",
     "GaussianCopula",
     "IKANDirect",
     "ImplicitSpectrum",

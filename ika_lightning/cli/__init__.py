@@ -50,6 +50,7 @@ examples:
   {PROGRAM} export --ckpt_path runs/co2/version_0/checkpoints/best.ckpt --output model.pt2
   {PROGRAM} fit --model.help Regression
   {PROGRAM} datasets
+  {PROGRAM} calibrate
   {PROGRAM} study --config studies/concrete.yaml --jobs 2
 """
 
@@ -105,6 +106,9 @@ def _run(args: list[str]) -> None:
             gc.enable()
             run_study(args[1:])
             return
+        from ika_lightning.cli.startup import import_lightning
+
+        import_lightning()
         from ika_lightning.cli.command import Command
 
         gc.freeze()

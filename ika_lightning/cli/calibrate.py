@@ -34,6 +34,7 @@ def run(args: list[str]) -> None:
     parser = _Parser(
         prog="python -m ika_lightning calibrate",
         description='Measure what attention costs on this machine: what backend="auto" chooses by, in a minute or two.',
+        epilog="example: python -m ika_lightning calibrate --device cpu --longest 1024",
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cpu, cuda or cuda:1 (default: %(default)s)")

@@ -8,7 +8,8 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ModelSummary, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -44,6 +45,7 @@ from ika_lightning.cli.logs import go_on_logging, quiet_threads
 from ika_lightning.cli.record import differences, record
 from ika_lightning.cli.report import ReportingTrainer
 from ika_lightning.cli.runs import CONFIG, RECORD, Place, Run, file_loggers, other_processes_run, own_run
+from ika_lightning.cli.summary import NetworkSummary
 from ika_lightning.internals import EpochProgressBar, argument_of_finder, set_version
 from ika_lightning.output import is_standard_output, write_output
 from ika_lightning.tasks.base import MONITOR, Task
@@ -255,7 +257,9 @@ class Command(LightningCLI):
             given, options = _early_options(words)
             files = [Path(file) for file in given.config]
             sections = [read_file(file) for file in files]
-            _check_links([place for file in sections for place, _ in named_places(file)], options)
+            named = [*(place for file in sections for place in named_places(file)), *_named_in(options)]
+            _check_links({place for place, _ in named})
+            _import_convolutions(named)
             configs = [str(file) for file in files] if self.fits else [_of_file(part) for part in sections]
             if not any(word in ("-h", "--help") or word.split("=")[0].endswith(".help") for word in options):
                 configs = self._checkpoint_config(given, options, sections) + configs
@@ -285,6 +289,7 @@ class Command(LightningCLI):
         config = read_config(checkpoint, Path(path))
         if config is None:
             raise UsageError(f"{path} does not tell its configuration: give --config FILE as well")
+        _import_convolutions(named_places(config))
         trusted = [*given.trust, *(name for place, name in named_places(sections) if place == "trust")]
         own = {place for file in files for place in named_places(file)} | set(_named_in(options))
         return [_as_option(Names(path, self.fits, trusted, own).usable(config, GROUPS))]
@@ -303,8 +308,8 @@ class Command(LightningCLI):
             self.config.predict.trainer.enable_progress_bar = False  # it would go to standard output as well
 
     def _name_loggers(self, config: Any) -> None:
-        """Name the run after its model unless it has a name."""
-        name = config.model.class_path.rpartition(".")[2].lower()
+        """Name the run after its data unless it has a name."""
+        name = _name_of_data(config.data) or config.model.class_path.rpartition(".")[2].lower()
         self.root = Path(config.trainer.default_root_dir or "runs", name)
         logger = config.trainer.logger
         for chosen in logger if isinstance(logger, list) else [logger]:
@@ -330,9 +335,13 @@ class Command(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))
+            own = self.config_init[self.subcommand].trainer.callbacks or []
             for number, callback in enumerate(callbacks):
                 if type(callback) is RichProgressBar:
                     callbacks[number] = EpochProgressBar.like(callback)
+                # one that the user has chosen stays
+                elif isinstance(callback, ModelSummary) and callback not in (own if isinstance(own, list) else [own]):
+                    callbacks[number] = NetworkSummary()
             return trainer
         except (TypeError, ValueError) as error:  # an option of the trainer that its types alone could not refuse
             raise UsageError(str(error)) from error
@@ -432,7 +441,11 @@ class Command(LightningCLI):
                 how = f" (tensorboard --logdir {shlex.quote(folder)})" if board else ""
                 print(f"{'TensorBoard:' if board else 'log:':<18}{folder}{how}")
         if best:
-            print(f"to test it:       {PROGRAM} test --ckpt_path {shlex.quote(best)}")
+            checkpoint_option = f"--ckpt_path {shlex.quote(best)}"
+            print(f"to test it:       {PROGRAM} test {checkpoint_option}")
+            if isinstance(self.model, Task):
+                print(f"to predict:       {PROGRAM} predict {checkpoint_option} --input FILE")
+                print(f"to look into it:  {PROGRAM} report {checkpoint_option}")
 
     def before_predict(self) -> None:
         """Make the predictions go to the output file."""
@@ -446,6 +459,16 @@ class Command(LightningCLI):
         to_stdout = is_standard_output(self.writer.path)
         where = "standard output" if to_stdout else self.writer.path
         print(f"{self.writer.count} predictions written to {where}", file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _name_of_data(data: Any) -> str | None:
+    """What a run is called by the data that it learns from: a known data set, or the file of one's own."""
+    arguments = getattr(data, "init_args", None) or {}
+    # a source is the language of a known data set, or the file of sentences to translate
+    for argument in ("name", "path", "source"):
+        if isinstance(value := arguments.get(argument), str) and value:
+            return Path(value.removesuffix(".gz")).stem
+    return None
 
 
 def _measures(path: Path, callback: ModelCheckpoint) -> Iterator[tuple[str, str]]:
@@ -499,10 +522,16 @@ def _named_in(options: list[str]) -> Iterator[tuple[str, str]]:
         yield from named_places(parse_option(value if given else following), join_places("", key))
 
 
-def _check_links(places: list[str], options: list[str]) -> None:
+def _check_links(places: set[str]) -> None:
     """Refuse that data is given what it takes from the model, which would be overridden in silence."""
-    if "data.pretrained" in [*places, *(place for place, _ in _named_in(options))]:
+    if "data.pretrained" in places:
         raise UsageError("--data.pretrained: data takes it from the model; say it once, as --model.pretrained")
+
+
+def _import_convolutions(named: Iterable[tuple[str, str]]) -> None:
+    """Make convolutions known by their names where one is named: PyTorch Geometric takes longer than all else."""
+    if any(place == "model.conv" or place.startswith("model.conv.") for place, _ in named):
+        import_module("ika_lightning.attention.graph")
 
 
 def _of_file(sections: dict[str, Any]) -> str:

@@ -18,7 +18,12 @@ def list_datasets(args: list[str]) -> None:
     Raises:
         SystemExit: With 2 after an unknown option.
     """
-    parser = argparse.ArgumentParser("python -m ika_lightning datasets", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m ika_lightning datasets",
+        description="List the data sets that are known by name, and which of them are on this computer.",
+        epilog="example: python -m ika_lightning datasets --root data",
+        allow_abbrev=False,
+    )
     parser.add_argument("--root", help="Folder of the data sets; by default IKA_DATA, else the user's cache folder.")
     root = parser.parse_args(args).root
     print(f"looked for under {data_root(root)}; give one as --data.name NAME")

@@ -13,7 +13,6 @@ from typing import Any
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from typing_extensions import override
 
 from ika_lightning.internals import purge_from, use_writer
@@ -116,6 +115,9 @@ class Metrics(ExperimentWriter):
 @contextmanager
 def quiet_threads() -> Iterator[None]:
     """Keep the thread that writes for TensorBoard from printing the error that the training is about to be told."""
+    # TensorBoard is imported by its logger when it writes, and not before
+    from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
+
     show = threading.excepthook
 
     def show_others(args: threading.ExceptHookArgs) -> None:

@@ -96,6 +96,7 @@ def _parse(args: list[str], changed: tuple[str, ...]) -> argparse.Namespace:
         prog="python -m ika_lightning study",
         description="Tune, train and test variants on data sets, and report which is better, and how sure that is. "
         "What was done is not done again; the same command goes on where it was interrupted.",
+        epilog="example: python -m ika_lightning study --config studies/concrete.yaml --jobs 2",
         allow_abbrev=False,
     )
     parser.add_argument("-c", "--config", required=True, help="the study file; see docs/study.md")

@@ -8,9 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import platformdirs
-import pooch
-import requests
 
+from ika_lightning.lazy import pooch, requests
 from ika_lightning.output import write_output
 
 __all__ = ["RemoteFile", "data_root", "fetch", "find", "label_first"]

@@ -1,5 +1,7 @@
 """What is learned on training rows, turns raw data into numbers, and travels in the checkpoint."""
 
+from __future__ import annotations
+
 import json
 import math
 import warnings
@@ -8,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ika_lightning.data.numbers import (
     starts_with_number,
 )
 from ika_lightning.data.table import require_column
+from ika_lightning.lazy import pandas as pd
 
 __all__ = ["Missing", "RowBatch", "TableEncoder", "Unseen"]
 
@@ -52,7 +54,7 @@ class RowBatch(NamedTuple):
         """How many rows this is."""
         return {"rows": len(self.row)}
 
-    def take(self, index: Tensor) -> "RowBatch":
+    def take(self, index: Tensor) -> RowBatch:
         """Some of the rows.
 
         Args:
@@ -320,7 +322,7 @@ class TableEncoder:
             _Categorical(**column) if "categories" in column else _Numeric(**column) for column in state["columns"]
         ]
 
-    def adopt_policy(self, other: "TableEncoder") -> None:
+    def adopt_policy(self, other: TableEncoder) -> None:
         """Take over what another one was told of cells, where it is not the default.
 
         Args:

@@ -4,8 +4,9 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
+
+from ika_lightning.lazy import pandas as pd
 
 __all__ = ["fingerprint"]
 

@@ -1,5 +1,7 @@
 """Graphs whose nodes are to be classified: embedded ones, saved ones, and tables of nodes and edges."""
 
+from __future__ import annotations
+
 import pickle
 import warnings
 from itertools import combinations
@@ -7,19 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
-from torch_geometric.data.storage import GlobalStorage
-from torch_geometric.edge_index import CatMetadata, EdgeIndex, SortOrder
-from torch_geometric.utils import to_undirected
 
 from ika_lightning.data.cells import format_of
 from ika_lightning.data.messages import closest, quoted, say
 from ika_lightning.data.numbers import MISSING, PLAIN, NumberFormat, find_code, is_number, parse_numbers
 from ika_lightning.data.table import read_rows, read_table, require_column
+from ika_lightning.lazy import pandas as pd
+from ika_lightning.lazy import torch_geometric as pyg
 from ika_lightning.trust import Untrusted, plain_tensors, refused_code
 
 __all__ = ["SPLITS", "NodeGraph", "check_graph", "load_graph", "read_graph"]
@@ -28,9 +26,6 @@ SPLITS = ("train", "val", "test")
 
 # What is read of a saved graph.
 _ATTRIBUTES = ("x", "edge_index", "edge_attr", "y", "num_nodes", *(f"{part}_mask" for part in SPLITS))
-
-# What a saved graph is made of, besides tensors.
-_GRAPH = (Data, DataEdgeAttr, DataTensorAttr, GlobalStorage, EdgeIndex, CatMetadata, SortOrder)
 
 
 class NodeGraph(NamedTuple):
@@ -44,14 +39,14 @@ class NodeGraph(NamedTuple):
         source: What errors call it.
     """
 
-    graph: Data
+    graph: pyg.data.Data
     names: list[str]
     classes: list[str]
     features: list[str] | None
     source: str
 
     @classmethod
-    def of(cls, graph: Data, source: str) -> "NodeGraph":
+    def of(cls, graph: pyg.data.Data, source: str) -> NodeGraph:
         """A graph whose nodes and classes have no names but their numbers, checked.
 
         Args:
@@ -74,7 +69,7 @@ class NodeGraph(NamedTuple):
         return self.graph[f"{part}_mask"] & (self.graph.y >= 0)
 
 
-def load_graph(path: str) -> Data:
+def load_graph(path: str) -> pyg.data.Data:
     """Load a graph that was saved as ``torch.save(data, path)``, without running code that the file may carry.
 
     Args:
@@ -87,10 +82,10 @@ def load_graph(path: str) -> Data:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder")
     try:
-        with plain_tensors(*_GRAPH):
+        with plain_tensors(*_made_of()):
             found = torch.load(path, map_location="cpu", weights_only=True)
-        values = found.to_dict() if isinstance(found, Data) else found
-        graph = Data.from_dict(values) if isinstance(values, dict) else None
+        values = found.to_dict() if isinstance(found, pyg.data.Data) else found
+        graph = pyg.data.Data.from_dict(values) if isinstance(values, dict) else None
     except pickle.UnpicklingError as error:
         raise Untrusted(f"{refused_code(path, error)}; save a PyG Data, or a dict, of tensors alone") from None
     # a damaged pickle raises anything
@@ -107,7 +102,16 @@ def load_graph(path: str) -> Data:
     return graph
 
 
-def check_graph(graph: Data, source: str) -> None:
+def _made_of() -> tuple[type, ...]:
+    """What a saved graph is made of, besides tensors."""
+    data, edges = pyg.data.data, pyg.edge_index
+    return (
+        data.Data, data.DataEdgeAttr, data.DataTensorAttr, pyg.data.storage.GlobalStorage,
+        edges.EdgeIndex, edges.CatMetadata, edges.SortOrder,
+    )  # fmt: skip
+
+
+def check_graph(graph: pyg.data.Data, source: str) -> None:
     """Check each attribute of a graph against its nodes or edges; one without classes gets -1 for each node.
 
     Args:
@@ -163,7 +167,7 @@ def check_graph(graph: Data, source: str) -> None:
     _check_masks(graph, source)
 
 
-def _check_edge_attr(graph: Data, source: str) -> None:
+def _check_edge_attr(graph: pyg.data.Data, source: str) -> None:
     edge_attr, edges = graph.edge_attr, graph.edge_index.size(1)
     if edge_attr is None:
         return
@@ -180,7 +184,7 @@ def _check_edge_attr(graph: Data, source: str) -> None:
     graph.edge_attr = edge_attr
 
 
-def _check_masks(graph: Data, source: str) -> None:
+def _check_masks(graph: pyg.data.Data, source: str) -> None:
     masks = {part: graph.get(f"{part}_mask") for part in SPLITS}
     for part, mask in masks.items():
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(graph.x),)):
@@ -265,7 +269,9 @@ def read_graph(
     edge_table = _read_edge_table(edges, row_of, edges_header, separator)
     edge_index, edge_attr = _read_edges(edge_table, edges, row_of, nodes, undirected, written)
     y, classes = _read_labels(table, label, nodes, classes, missing_values)
-    graph = Data(x=torch.from_numpy(np.stack(columns, 1)).float(), edge_index=edge_index, edge_attr=edge_attr, y=y)
+    graph = pyg.data.Data(
+        x=torch.from_numpy(np.stack(columns, 1)).float(), edge_index=edge_index, edge_attr=edge_attr, y=y
+    )
     for part, mask in _read_splits(table, split, nodes).items():
         graph[f"{part}_mask"] = mask
     check_graph(graph, nodes)
@@ -320,15 +326,17 @@ def _read_edges(
     columns = [_read_numbers(table[column], path, "a feature of edges", written) for column in table.columns[2:]]
     edge_attr = torch.from_numpy(np.stack(columns, 1)).float() if columns else None
     if undirected and edge_attr is not None:
-        least, most = (to_undirected(edge_index, edge_attr, len(row_of), reduce)[1] for reduce in ("min", "max"))
-        edge_index, edge_attr = to_undirected(edge_index, edge_attr, len(row_of), reduce="mean")
+        least, most = (
+            pyg.utils.to_undirected(edge_index, edge_attr, len(row_of), reduce)[1] for reduce in ("min", "max")
+        )
+        edge_index, edge_attr = pyg.utils.to_undirected(edge_index, edge_attr, len(row_of), reduce="mean")
         if (differ := (least != most).any(1) & (edge_index[0] <= edge_index[1])).any():
             say(
                 f"{path}: {int(differ.sum())} edges occur more than once, in either direction, with other features; "
                 "what counts is the mean (--data.undirected false keeps each as it is)"
             )
     elif undirected:
-        edge_index = to_undirected(edge_index, num_nodes=len(row_of))
+        edge_index = pyg.utils.to_undirected(edge_index, num_nodes=len(row_of))
     return edge_index, edge_attr
 
 

@@ -1,11 +1,12 @@
 """Sampling the neighbourhood of a few nodes of a large graph."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
-import torch_geometric.typing
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.sampler import NeighborSampler, NodeSamplerInput
+
+from ika_lightning.lazy import torch_geometric as pyg
 
 __all__ = ["Neighbours"]
 
@@ -31,8 +32,10 @@ class Neighbours:
     def __init__(self, edge_index: Tensor, num_nodes: int, num_neighbors: list[int]) -> None:
         self.num_neighbors = num_neighbors
         self.native = None
-        if torch_geometric.typing.WITH_PYG_LIB or torch_geometric.typing.WITH_TORCH_SPARSE:
-            self.native = NeighborSampler(Data(edge_index=edge_index, num_nodes=num_nodes), num_neighbors)
+        if pyg.typing.WITH_PYG_LIB or pyg.typing.WITH_TORCH_SPARSE:
+            self.native = pyg.sampler.NeighborSampler(
+                pyg.data.Data(edge_index=edge_index, num_nodes=num_nodes), num_neighbors
+            )
         self.source, self.target = edge_index.numpy()
         self.by_target = np.argsort(self.target, kind="stable")
         self.starts = np.searchsorted(self.target[self.by_target], np.arange(num_nodes + 1))
@@ -52,7 +55,7 @@ class Neighbours:
         if self.native is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(generator.integers(2**31)))
-                found = self.native.sample_from_nodes(NodeSamplerInput(None, seeds))
+                found = self.native.sample_from_nodes(pyg.sampler.NodeSamplerInput(None, seeds))
             return found.node, found.edge, torch.stack([found.row, found.col])
         nodes = front = seeds.numpy()
         self.number[nodes] = np.arange(len(nodes))

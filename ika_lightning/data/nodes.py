@@ -1,5 +1,7 @@
 """Graphs whose nodes are classified: how they are read, split, scaled and sampled."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.utils import subgraph
 
 from ika_lightning.data import splits
 from ika_lightning.data.cells import class_columns, format_of, pack
@@ -19,6 +19,7 @@ from ika_lightning.data.datasets import GraphSet
 from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.graphs import SPLITS, NodeGraph, load_graph, read_graph
 from ika_lightning.data.neighbours import Neighbours
+from ika_lightning.lazy import torch_geometric as pyg
 
 __all__ = ["NodeBatch", "NodeCorpus", "NodeEncoder", "Scaling", "check_edges"]
 
@@ -47,7 +48,7 @@ class NodeBatch(NamedTuple):
         """How many nodes are asked for, and over how many edges."""
         return {"nodes": len(self.asked), "edges": self.edge_index.size(1)}
 
-    def sample(self, neighbours: Neighbours, index: Tensor, generator: np.random.Generator) -> "NodeBatch":
+    def sample(self, neighbours: Neighbours, index: Tensor, generator: np.random.Generator) -> NodeBatch:
         """Some of the nodes asked for, and a sample of the graph around them.
 
         Args:
@@ -84,7 +85,7 @@ class NodeEncoder:
     std: list[float] | None = None
 
     @classmethod
-    def learn(cls, found: NodeGraph, scaling: Scaling) -> "NodeEncoder":
+    def learn(cls, found: NodeGraph, scaling: Scaling) -> NodeEncoder:
         """Learn on training nodes.
 
         Args:
@@ -123,7 +124,7 @@ class NodeEncoder:
             **self.state(),
         }
 
-    def scale(self, found: NodeGraph) -> Data:
+    def scale(self, found: NodeGraph) -> pyg.data.Data:
         """A graph with its features scaled.
 
         Args:
@@ -214,7 +215,7 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
         drawn = self._split(found.graph)
         return Found({part: found for part in SPLITS if part == "train" or found.asked(part).any()}, drawn)
 
-    def _split(self, graph: Data) -> dict[str, np.ndarray]:
+    def _split(self, graph: pyg.data.Data) -> dict[str, np.ndarray]:
         """Give a graph a mask for each split, and return the nodes of each that was drawn."""
         has_split = isinstance(graph.get("train_mask"), Tensor)
         draws = self.dataset is not None and self.dataset.draws
@@ -232,7 +233,7 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
             graph.train_mask = ~(graph.val_mask | graph.test_mask) & (graph.y >= 0)
         return drawn
 
-    def _draw(self, graph: Data) -> dict[str, np.ndarray]:
+    def _draw(self, graph: pyg.data.Data) -> dict[str, np.ndarray]:
         """Draw the nodes of each split."""
         known, y = self.dataset, graph.y.numpy()
         per_class, val, test = self.train_per_class, self.num_val, self.num_test
@@ -311,7 +312,7 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
         x, y, edge_index, edge_attr = graph.x, graph.y, graph.edge_index, graph.edge_attr
         if part == "train" and self.inductive:
             kept = ~(graph.val_mask | graph.test_mask)
-            edge_index, edge_attr = subgraph(kept, edge_index, edge_attr, relabel_nodes=True)
+            edge_index, edge_attr = pyg.utils.subgraph(kept, edge_index, edge_attr, relabel_nodes=True)
             x, y, asked = x[kept], y[kept], asked[kept]
         return NodeBatch(x, edge_index, edge_attr, y, asked.nonzero().squeeze(1))
 

@@ -1,15 +1,17 @@
 """What a cell says: a number, nothing, or text."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ika_lightning.data.messages import quote
+from ika_lightning.lazy import pandas as pd
+from ika_lightning.lazy import pyarrow as pa
+from ika_lightning.lazy import pyarrow_compute as pc
 
 __all__ = [
     "MISSING",

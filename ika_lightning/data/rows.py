@@ -1,5 +1,7 @@
 """The rows of tables, for regression: which of them are for what, and how they are read and encoded."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -7,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from ika_lightning.data.fingerprint import fingerprint
 from ika_lightning.data.messages import none_held_out, quoted
 from ika_lightning.data.numbers import MISSING
 from ika_lightning.data.table import read_table, require_column
+from ika_lightning.lazy import pandas as pd
 
 __all__ = ["RowPredictions", "Rows", "TableCorpus"]
 

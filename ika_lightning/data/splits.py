@@ -6,7 +6,8 @@ All parts are 0-based rows in ascending order. What is drawn is a function of th
 import warnings
 
 import numpy as np
-from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
+
+from ika_lightning.lazy import model_selection
 
 __all__ = ["deal", "draw", "fold_of", "hold_out", "per_class", "share_of"]
 
@@ -41,7 +42,7 @@ def draw(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
     """
     if size in (0, len(rows)):
         return np.sort(rows)[:size]
-    splitter = ShuffleSplit(n_splits=1, test_size=size, random_state=seed)
+    splitter = model_selection.ShuffleSplit(n_splits=1, test_size=size, random_state=seed)
     _, chosen = next(splitter.split(rows))
     return np.sort(rows[chosen])
 
@@ -69,7 +70,7 @@ def hold_out(labels: np.ndarray, rows: np.ndarray, size: int, seed: int) -> np.n
     # A stratified draw needs a row of each class on both sides; a smaller one, or nearly all, is drawn from all alike.
     if min(size, len(rows) - size) < classes:
         return draw(rows, size, seed)
-    splitter = StratifiedShuffleSplit(n_splits=1, test_size=size, random_state=seed)
+    splitter = model_selection.StratifiedShuffleSplit(n_splits=1, test_size=size, random_state=seed)
     _, chosen = next(splitter.split(rows, labels[rows]))
     return np.sort(rows[chosen])
 
@@ -92,7 +93,9 @@ def fold_of(labels: np.ndarray, fold: int, folds: int, seed: int) -> np.ndarray:
     if len(rows) < folds:
         return rows[fold : fold + 1]
     common = np.unique(labels[rows], return_counts=True)[1].max() >= folds
-    splitter = (StratifiedKFold if common else KFold)(folds, shuffle=True, random_state=seed)
+    splitter = (model_selection.StratifiedKFold if common else model_selection.KFold)(
+        folds, shuffle=True, random_state=seed
+    )
     with warnings.catch_warnings():
         # a class with fewer rows than folds is in some of them
         warnings.filterwarnings("ignore", message="The least populated class in y has only")

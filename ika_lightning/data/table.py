@@ -1,19 +1,20 @@
 """Tables of rows as text, read from a file."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from itertools import islice
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
-
 from ika_lightning.data.cells import Cells, check_separator, format_of, read_cells, read_text
 from ika_lightning.data.files import without_garbage_collection
 from ika_lightning.data.messages import closest, quote, quoted, say
 from ika_lightning.data.numbers import is_number
+from ika_lightning.lazy import pandas as pd
+from ika_lightning.lazy import pyarrow as pa
+from ika_lightning.lazy import pyarrow_csv as csv_reader
+from ika_lightning.lazy import pyarrow_parquet as parquet
 
 __all__ = ["as_text", "header_of", "read_rows", "read_table", "require_column"]
 
@@ -154,11 +155,11 @@ def _columns_without_quotes(text: str, separator: str, width: int) -> list[pa.Ch
         return None
     names = [str(number) for number in range(width)]
     try:
-        table = pyarrow.csv.read_csv(
+        table = csv_reader.read_csv(
             pa.BufferReader(text.encode()),
-            read_options=pyarrow.csv.ReadOptions(column_names=names),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=separator, quote_char=False, double_quote=False),
-            convert_options=pyarrow.csv.ConvertOptions(
+            read_options=csv_reader.ReadOptions(column_names=names),
+            parse_options=csv_reader.ParseOptions(delimiter=separator, quote_char=False, double_quote=False),
+            convert_options=csv_reader.ConvertOptions(
                 column_types={name: pa.large_string() for name in names}, strings_can_be_null=False
             ),
         )
@@ -177,7 +178,7 @@ def _columns(rows: Iterator[list[str]], width: int) -> list[pa.ChunkedArray]:
 
 def _read_parquet(content: bytes, path: object) -> pd.DataFrame:
     try:
-        table = pyarrow.parquet.read_table(pa.BufferReader(content))
+        table = parquet.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is no Parquet file that can be read ({reason}); write it again") from None

@@ -2,7 +2,7 @@
 
 from ika_lightning.models.draws import SpectralDraws
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
-from ika_lightning.models.encoder_decoder import DecoderLayer, DecoderState, EncoderDecoder
+from ika_lightning.models.encoder_decoder import DecoderLayer, EncoderDecoder
 from ika_lightning.models.ensemble import Ensemble
 from ika_lightning.models.graph import ConvFactory, GraphNetwork
 from ika_lightning.models.numbers import PeriodicEmbedding
@@ -13,7 +13,6 @@ __all__ = [
     "AttentionFactory",
     "ConvFactory",
     "DecoderLayer",
-    "DecoderState",
     "Encoder",
     "EncoderDecoder",
     "EncoderLayer",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from ika_lightning.attention.graph import KernelGATConv
 from ika_lightning.data import NodeClassificationData
 from ika_lightning.data.messages import quoted
 from ika_lightning.data.node_classification import NodeBatch
@@ -33,8 +32,8 @@ class NodeClassification(Task[NodeClassificationData]):
     classes' F1. In evaluation the whole graph is looked at, so a prediction never depends on a batch.
 
     Args:
-        conv: The convolution: ``KernelGATConv``, PyG's ``GATConv``, ``GCNConv`` or another; called with (width of the
-            input, width of the output), and ``heads`` and ``concat`` if it has them.
+        conv: The convolution: ``KernelGATConv``, which None is as well, PyG's ``GATConv``, ``GCNConv`` or another;
+            called with (width of the input, width of the output), and ``heads`` and ``concat`` if it has them.
         width: Channels of a head.
         depth: Number of convolutions.
         num_heads: Number of heads of each layer but the last.
@@ -53,6 +52,7 @@ class NodeClassification(Task[NodeClassificationData]):
 
     Example:
         >>> from lightning.pytorch import Trainer
+        >>> from ika_lightning.attention import KernelGATConv
         >>> from ika_lightning.data import NodeClassificationData
         >>> trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         ...                   enable_model_summary=False, log_every_n_steps=1)
@@ -68,7 +68,7 @@ class NodeClassification(Task[NodeClassificationData]):
 
     def __init__(
         self,
-        conv: ConvFactory = KernelGATConv,
+        conv: ConvFactory | None = None,
         width: int = 8,
         depth: int = 2,
         num_heads: int = 8,
@@ -83,8 +83,12 @@ class NodeClassification(Task[NodeClassificationData]):
         num_edge_features: int | None = None,
         num_classes: int | None = None,
     ) -> None:
+        # PyTorch Geometric takes as long to import as all else of this package, and other tasks do without
+        from ika_lightning.attention.graph import KernelGATConv
+
         super().__init__(optimizer, scheduler, kl_weight, compile, init_from)
         self.save_hyperparameters(ignore=UNSAVED)
+        self.hparams["conv"] = self.hparams["conv"] or KernelGATConv
         self.save_arguments("conv")
         # of the last evaluation: what the last layer was told of each node, and their classes
         self._embedded: Tensor | None = None

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
-from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 from torchmetrics import Metric
 
 from ika_lightning.internals import corpus_statistics, score_of_statistics
+from ika_lightning.lazy import sacrebleu
 
 # How sacreBLEU's tokenizers are called that cut up what has no blanks between words, by language.
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab", **dict.fromkeys(("th", "lo", "km", "my", "bo"), "char")}
@@ -24,7 +24,9 @@ _SCRIPTS = {"CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "TH
             "MYANMAR": "my", "TIBETAN": "bo"}  # fmt: skip
 
 
-def make_bleu(tokenizer: str, language: str | None, references: Iterable[str], *, lowercase: bool = False) -> BLEU:
+def make_bleu(
+    tokenizer: str, language: str | None, references: Iterable[str], *, lowercase: bool = False
+) -> sacrebleu.BLEU:
     """BLEU with the tokenizer that suits a language.
 
     Args:
@@ -43,13 +45,15 @@ def make_bleu(tokenizer: str, language: str | None, references: Iterable[str], *
         'nrefs:1|case:mixed|eff:no|tok:zh'
     """
     chosen = _choose_tokenizer(language, references) if tokenizer == "auto" else tokenizer
-    if chosen not in BLEU.TOKENIZERS:
-        raise ValueError(f"bleu_tokenizer must be 'auto' or one of {', '.join(BLEU.TOKENIZERS)}, got {tokenizer!r}")
+    if chosen not in sacrebleu.BLEU.TOKENIZERS:
+        raise ValueError(
+            f"bleu_tokenizer must be 'auto' or one of {', '.join(sacrebleu.BLEU.TOKENIZERS)}, got {tokenizer!r}"
+        )
     try:
-        return BLEU(tokenize=chosen, lowercase=lowercase)
+        return sacrebleu.BLEU(tokenize=chosen, lowercase=lowercase)
     except (RuntimeError, ImportError) as error:
         if tokenizer == "auto":
-            return BLEU(tokenize="char", lowercase=lowercase)
+            return sacrebleu.BLEU(tokenize="char", lowercase=lowercase)
         raise ValueError(f"bleu_tokenizer={tokenizer!r}: {' '.join(str(error).split())}") from None
 
 
@@ -80,7 +84,7 @@ class CorpusScore(Metric):
         scorer: The score, with its options.
 
     Example:
-        >>> score = CorpusScore(BLEU())
+        >>> score = CorpusScore(sacrebleu.BLEU())
         >>> score.update(["Two dogs run ."], ["Two dogs run in the snow ."])
         >>> round(score.compute().item(), 2), score.signature.partition("|version")[0]
         (30.18, 'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp')
@@ -89,7 +93,7 @@ class CorpusScore(Metric):
     full_state_update = False
     statistics: Tensor
 
-    def __init__(self, scorer: BLEU | CHRF) -> None:
+    def __init__(self, scorer: sacrebleu.BLEU | sacrebleu.CHRF) -> None:
         super().__init__()
         self.scorer = scorer
         self.add_state("statistics", self._count(["-"], ["-"]).zero_(), dist_reduce_fx="sum")

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
-from sacrebleu.metrics import CHRF
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from ika_lightning.attention import MIKAN
 from ika_lightning.data import TranslationBatch, TranslationData
 from ika_lightning.data.tokenizer import END, PADDING, START, UNKNOWN, Tokenizer
+from ika_lightning.lazy import sacrebleu
 from ika_lightning.models import AttentionFactory, EncoderDecoder
 from ika_lightning.models.decoding import Hypothesis, Search
 from ika_lightning.models.inference import NextTokens
@@ -181,7 +181,7 @@ class Translation(Task[TranslationData]):
         data = self.data
         how = (self.bleu_tokenizer, data.target_language, data.references) if data else (self.bleu_tokenizer, None, [])
         metrics: dict[str, Metric] = {
-            "loss": MeanMetric(), "bleu": CorpusScore(make_bleu(*how)), "chrf": CorpusScore(CHRF()),
+            "loss": MeanMetric(), "bleu": CorpusScore(make_bleu(*how)), "chrf": CorpusScore(sacrebleu.CHRF()),
         }  # fmt: skip
         if data is not None and data.compares_in_lowercase:
             metrics["bleu_lowercase"] = CorpusScore(make_bleu(*how, lowercase=True))

@@ -6,7 +6,6 @@ import torch
 import torch_geometric.typing
 from torch_geometric.sampler import SamplerOutput
 
-from ika_lightning.data import neighbours
 from ika_lightning.data.neighbours import Neighbours
 
 NODES, EDGES = 31, 211
@@ -81,7 +80,7 @@ def test_pygs_sampler_is_used_where_its_library_is(monkeypatch):
             return SamplerOutput(torch.stack([asked.node[0], drawn]), torch.tensor([1]), torch.tensor([0]), drawn)
 
     monkeypatch.setattr(torch_geometric.typing, "WITH_PYG_LIB", True)
-    monkeypatch.setattr(neighbours, "NeighborSampler", Sampler)
+    monkeypatch.setattr(torch_geometric.sampler, "NeighborSampler", Sampler)
     first, second = (sample([3], [2]) for _ in range(2))
     assert first[2].tolist() == [[1], [0]]
     assert first[0].equal(second[0])

@@ -411,7 +411,7 @@ class TestCommandLine:
         self, files: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         self.fit("rows.csv", "--trainer.max_epochs", "1")
-        Path("runs/regression/version_0/checkpoints/best.ckpt").rename("start.ckpt")
+        Path("runs/rows/version_0/checkpoints/best.ckpt").rename("start.ckpt")
         pd.read_csv("rows.csv").iloc[:90].to_csv("other.csv", index=False)
         start = ["other.csv", "--model.init_from", "start.ckpt"]
         self.fit(*start, "--trainer.max_epochs", "1")
@@ -419,9 +419,9 @@ class TestCommandLine:
         assert said.count("starting from the weights of start.ckpt: with the context and the scale of the new") == 1
         Path("start.ckpt").unlink()
         self.fit(*start, "--trainer.max_epochs", "2", "--ckpt_path", "last")
-        main(["test", "--ckpt_path", "runs/regression/version_1/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"])
+        main(["test", "--ckpt_path", "runs/other/version_0/checkpoints/last.ckpt", "--trainer.accelerator", "cpu"])
         assert "starting from" not in capsys.readouterr().err
-        saved = torch.load("runs/regression/version_1/checkpoints/last.ckpt", weights_only=True)
+        saved = torch.load("runs/other/version_0/checkpoints/last.ckpt", weights_only=True)
         assert saved["epoch"] == 2 and "init_from: start.ckpt" in saved["config"]
 
     def test_it_ends_with_the_measures_of_the_best_checkpoint(

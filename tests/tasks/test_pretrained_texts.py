@@ -82,7 +82,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def checkpoint(run: int = 0, name: str = "best") -> str:
-    return f"runs/textclassification/version_{run}/checkpoints/{name}.ckpt"
+    return f"runs/texts/version_{run}/checkpoints/{name}.ckpt"
 
 
 def read(file: str) -> dict:

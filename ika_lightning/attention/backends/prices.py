@@ -85,10 +85,13 @@ def prices(device: torch.device) -> dict[str, float]:
     return _prices(device.type, device.index)
 
 
-@torch.compiler.assume_constant_result
 def _prices(kind: str, index: int | None) -> dict[str, float]:
-    # the compiler takes what this returns for a constant, instead of following it into a file
     return _read_once(kind, index)
+
+
+# The compiler takes what this returns for a constant, instead of following it into a file. This is all that
+# torch.compiler.assume_constant_result does, and does not import the compiler, which takes as long as PyTorch itself.
+_prices._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

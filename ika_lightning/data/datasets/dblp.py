@@ -1,19 +1,20 @@
 """The citation graph DBLP of Bojchevski and Guennemann (2018)."""
 
+from __future__ import annotations
+
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch_geometric.data import Data
-from torch_geometric.utils import remove_self_loops, to_undirected
 
 from ika_lightning.data.datasets.kinds import GraphSet
 from ika_lightning.data.download import RemoteFile
+from ika_lightning.lazy import torch_geometric as pyg
 
 
-def _read(files: Mapping[str, Path]) -> Data:
+def _read(files: Mapping[str, Path]) -> pyg.data.Data:
     """Both matrices are in compressed rows. Of the archive no object is loaded, which could run code."""
     try:
         with np.load(files["graph"], allow_pickle=False) as arrays:
@@ -26,7 +27,9 @@ def _read(files: Mapping[str, Path]) -> Data:
             y = torch.from_numpy(arrays["labels"].astype(np.int64))
     except (ValueError, KeyError, IndexError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{files['graph']} is not the graph DBLP ({error}); remove it to fetch it again") from None
-    return Data(x=x, edge_index=to_undirected(remove_self_loops(edges)[0], num_nodes=count), y=y)
+    return pyg.data.Data(
+        x=x, edge_index=pyg.utils.to_undirected(pyg.utils.remove_self_loops(edges)[0], num_nodes=count), y=y
+    )
 
 
 DATASET = GraphSet(

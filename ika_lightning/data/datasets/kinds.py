@@ -1,5 +1,7 @@
 """What a data set says of itself, for each task."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,11 +9,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from torch_geometric.data import Data
 
 from ika_lightning.data.download import RemoteFile, data_root, fetch, find
 from ika_lightning.data.labelled import Labelled, read_labelled
 from ika_lightning.data.parallel import Pairs, pair_up, read_pairs
+from ika_lightning.lazy import torch_geometric as pyg
 
 __all__ = ["EMBEDDED", "DataSet", "GraphSet", "ParallelSet", "TableSet", "TextSet"]
 
@@ -226,14 +228,14 @@ class GraphSet(DataSet):
     """
 
     task: ClassVar[str] = "node classification"
-    read: Callable[[Mapping[str, Path]], Data]
+    read: Callable[[Mapping[str, Path]], pyg.data.Data]
     train_per_class: int = 20
     num_val: int = 500
     num_test: int = 1000
     scaling: Literal["rows", "standard", "none"] = "none"
     draws: bool = False
 
-    def graph(self, root: str | None = None) -> Data:
+    def graph(self, root: str | None = None) -> pyg.data.Data:
         """Read it, after downloading what is not there.
 
         Args:

@@ -1,5 +1,7 @@
 """The citation graphs Cora, CiteSeer and PubMed, from the raw files of Planetoid (Yang et al., 2016)."""
 
+from __future__ import annotations
+
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.utils import coalesce, remove_self_loops
 
 from ika_lightning.data.datasets.kinds import GraphSet
 from ika_lightning.data.download import RemoteFile
+from ika_lightning.lazy import torch_geometric as pyg
 
 __all__ = ["PARTS", "planetoid"]
 
@@ -46,7 +47,7 @@ def planetoid(name: str, *, title: str, figure: str, known: tuple[tuple[int | No
     )
 
 
-def read_planetoid(files: Mapping[str, Path]) -> Data:
+def read_planetoid(files: Mapping[str, Path]) -> pyg.data.Data:
     """Read a citation graph with its public split.
 
     The same as PyG's ``Planetoid``, down to the order of edges, but for two things. Its files are pickles, which can
@@ -84,7 +85,7 @@ def _assemble(
     test: Tensor,
     labelled: int,
     rows: int,
-) -> Data:
+) -> pyg.data.Data:
     first, count = int(test.min()), int(test.max()) + 1
     if labelled != rows or not first == len(allx) == len(ally) or not len(tx) == len(ty) == len(test):
         raise ValueError(f"{len(allx)} and {len(tx)} rows, {len(ally)} and {len(ty)} labels, {len(test)} test nodes")
@@ -93,11 +94,11 @@ def _assemble(
     x[:first], x[test] = allx.float(), tx.float()
     label[:first], label[test] = ally.argmax(1), ty.argmax(1)
     pairs = torch.tensor([(node, other) for node, others in links.items() for other in others]).mT
-    edge_index = coalesce(remove_self_loops(pairs)[0], num_nodes=count, sort_by_row=False)
+    edge_index = pyg.utils.coalesce(pyg.utils.remove_self_loops(pairs)[0], num_nodes=count, sort_by_row=False)
     if edge_index.max() >= count:
         raise ValueError(f"an edge names node {int(edge_index.max())} of {count}")
     number = torch.arange(count)
-    return Data(
+    return pyg.data.Data(
         x=x,
         edge_index=edge_index,
         y=label,
