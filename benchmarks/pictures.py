@@ -4,8 +4,8 @@
 
 trains ``configs/regression/co2.yaml`` and ``configs/text_classification/languages.yaml`` as they are, and prints the
 share of the training time that the callbacks took (in CPU seconds of the training thread, so that other programs on the
-machine do not count). Then it trains them again with more time for pictures, which changes nothing else, and writes what
-that drew at its end, as it is in TensorBoard, to docs/pictures.
+machine do not count). Then it trains them again with more time for pictures, which changes nothing else, and writes
+what that drew at its end, as it is in TensorBoard, to docs/pictures.
 """
 
 from __future__ import annotations
