@@ -176,7 +176,8 @@ class Core(nn.Module):
         if mask.keys is not None:
             mask.of_keys().check(1, key.size(-2))
             # before anything is made of it: zero weight times NaN would still be NaN
-            key, value = (x.masked_fill(~mask.keys.mT, 0.0) for x in (key, value))
+            absent = ~mask.keys.mT
+            key, value = (x.masked_fill(absent, 0.0) for x in (key, value))
         if self.spectrum is None and self.kernel is None:
             return EncodedKeys(value, key, mask=mask.of_keys())
         with without_autocast(key.device):
@@ -327,7 +328,8 @@ class Core(nn.Module):
 
     def _share_of(self, query: Tensor) -> Tensor | None:
         """The share as it broadcasts with weights, (h, 1, 1)."""
-        return None if self.share is None else self.share.to(query.dtype)[:, None, None]
+        share = self.share
+        return None if share is None else share.to(query.dtype)[:, None, None]
 
     def _attend_by_formula(
         self, kernel: Kernel, query: Tensor, keys: EncodedKeys, mask: Mask, dropout_p: float, need_weights: bool

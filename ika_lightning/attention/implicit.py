@@ -136,7 +136,8 @@ class ImplicitSpectrum(Spectrum):
         mean, std = self.posterior(mean_key)
         noise = torch.randn_like(self.points) if self.training else self.points  # (h, M, d)
         s = self.prior_std
-        kl = 0.5 * ((mean.square() + std.square()) / s**2 - 1.0 - 2.0 * (std / s).log()).mean()
+        squares = torch.addcmul(mean.square(), std, std)
+        kl = torch.sub(squares, std.log(), alpha=2.0 * s**2).mean() * (0.5 / s**2) + (math.log(s) - 0.5)
         if self.copula is not None:
             factor = self.copula(mean_key)  # (..., h, h)
             noise = torch.einsum("...ij,jmd->...imd", factor, noise)
