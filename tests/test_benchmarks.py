@@ -45,6 +45,17 @@ def test_fused_kernels_compile_without_a_gpu(tmp_path: Path) -> None:
     assert done.stdout.startswith("sm_80 forward 0 16 16 bf16")
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install '.[gpu]'")
+def test_tiles_are_tried_out_on_a_cpu() -> None:
+    # the interpreter is chosen as Triton is imported, so by the environment of a process
+    command = [sys.executable, str(ROOT / "benchmarks" / "fused_tiles.py"), "--tiny"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    first, *passes = done.stdout.splitlines()
+    assert first.endswith("24 fit")
+    assert [line.partition(",")[0] for line in passes] == ["forward", "query gradient", "key gradient"]
+
+
 def test_gpu_is_tried_out_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     for what, written in (("attention", "features: linear"), ("training", "KernelGATConv")):
         words = ["gpu.py", "--device", "cpu", "--tiny", "--what", what, "--output", str(tmp_path)]

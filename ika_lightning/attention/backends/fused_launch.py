@@ -81,7 +81,7 @@ def tile_for(kernel: str, widths: Widths, itemsize: int, arch: int = 80) -> Tile
     """Return the tile of a pass: the largest whose program keeps all it sums in registers, and fits shared memory.
 
     The larger a tile, the fewer bytes pass through memory. ``benchmarks/fused_resources.py`` compiles them and writes
-    down what they use.
+    down what they use; ``benchmarks/fused_tiles.py`` times all that fit, on a GPU.
 
     Args:
         kernel: One of :data:`PASSES`.
