@@ -45,9 +45,10 @@ class Candidate(NamedTuple):
 
 def candidates(features: list[int], tiny: bool) -> Iterator[Candidate]:
     """All that may be worth a try: a program's part of a tile is at most 128 numbers a thread."""
-    rows, columns = ((16,), (16, 32)) if tiny else ((32, 64, 128), (32, 64, 128))
+    sizes_of_tiny = (16,), (16, 32), (4,), (2,)
+    sizes_of_all = (32, 64, 128), (32, 64, 128), (4, 8), (2, 3)
     for kernel, number in itertools.product(PASSES, features):
-        for sizes in itertools.product(rows, columns, (4, 8), (2, 3)):
+        for sizes in itertools.product(*(sizes_of_tiny if tiny else sizes_of_all)):
             tile = Tile(*sizes)
             if tile.rows * tile.columns <= 128 * 32 * tile.num_warps:
                 yield Candidate(kernel, number, tile)

@@ -52,7 +52,7 @@ def test_tiles_are_tried_out_on_a_cpu() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     first, *passes = done.stdout.splitlines()
-    assert first.endswith("24 fit")
+    assert first.endswith("6 fit")
     assert [line.partition(",")[0] for line in passes] == ["forward", "query gradient", "key gradient"]
 
 
