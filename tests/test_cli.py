@@ -90,7 +90,7 @@ class ToyInterrupted(ToyModel):
 class ToyData(LightningDataModule):
     def __init__(
         self,
-        path: str = "embedded",
+        path: str | None = None,
         batch_size: int = 16,
         predict_path: str | None = None,
         names: list[str] | None = None,

@@ -159,7 +159,7 @@ class TestGoingOn:
         with pytest.raises(SystemExit) as end:
             main(["fit", *model, *QUIET])
         assert end.value.code == 128 + signal.SIGTERM
-        last = "runs/terminated/version_0/checkpoints/last.ckpt"
+        last = "runs/airline_passengers/version_0/checkpoints/last.ckpt"
         assert capsys.readouterr().err.splitlines()[-1] == f"terminated; the last checkpoint is {last}"
         assert torch.load(last, weights_only=True)["epoch"] == 1
 

@@ -56,6 +56,10 @@ class Fourier(FeatureMap):
 
     Shapes:
         each set (h, M, d), or (b, h, M, d) where each sequence has its own.
+
+    Example:
+        >>> isinstance(Bochner((torch.ones(2, 5, 3),)), Fourier), Bochner((torch.ones(2, 5, 3),)).joined.shape
+        (True, torch.Size([2, 5, 3]))
     """
 
     frequencies: tuple[Tensor, ...]
