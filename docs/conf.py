@@ -93,10 +93,11 @@ nitpick_ignore_regex = [
     # types in signatures that nobody has to make or call
     (
         r"py:(class|obj)",
-        r"(ika_lightning\.([a-z_]+\.)+)?(_EpochSampler|_Room|Answer|Batch|BatchSampler|Corpus|Data|Encoded|Encoder|Examples|Frequencies|FromCheckpoint|Hypothesis|Kind|KernelConv"
-        r"|KernelAttentionEstimator|Labelled|LinearState|NodeBatch|NodeEncoder|NodeGraph|PairEncoder|PairTokens|Pairs|Part"
-        r"|PretrainedClassifier|RowBatch|RowPredictions|Rows|(Graph|Sequence)Recording|Names|Start|TableEncoder|TextEncoder"
-        r"|Tokenizer|Tokens)",
+        r"(ika_lightning\.([a-z_]+\.)+)?(_EpochSampler|_Room|Answer|Batch|BatchSampler|Corpus|Data|DecoderState|Encoded"
+        r"|Encoder|Examples|Frequencies|FromCheckpoint|Hypothesis|Kind|KernelConv|KernelAttentionEstimator|Labelled"
+        r"|LinearState|NodeBatch|NodeEncoder|NodeGraph|PairEncoder|PairTokens|Pairs|Part|Parts|PretrainedClassifier"
+        r"|RowBatch|RowPredictions|Rows|(Graph|Sequence)Recording|Names|Sides|Start|T|TableEncoder|TextEncoder|Tokenizer"
+        r"|Tokens)",
     ),
 ]
 
