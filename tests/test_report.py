@@ -112,7 +112,7 @@ def test_the_parts_of_kernels_are_told_over_the_training(tmp_path: Path) -> None
     data = ["--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers"]
     attention = ["--model.attention=IKAN", "--model.attention.init", "softmax"]
     main(["fit", *data, *attention, *QUIET, *SMALL, "--trainer.max_epochs", "3", "--pictures", "0.01"])
-    page = report(Path("runs/regression/version_0/checkpoints/last.ckpt"))
+    page = report(Path("runs/airline_passengers/version_0/checkpoints/last.ckpt"))
     assert "have learned, at 3 validations up to step 3: s is the precision" in page
 
 
