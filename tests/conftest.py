@@ -19,6 +19,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, and leave all else in the order of its files, whose fixtures are shared."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 def pytest_collection_finish() -> None:
     """Let the collector of garbage pass over all modules and tests, which are there until the end."""
     gc.collect()
