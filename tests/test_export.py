@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from tiny_encoders import write_encoder
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch_geometric.nn import GATConv
 
 import ika_lightning.cli.export
@@ -139,11 +140,19 @@ def predict(checkpoint: Path, *options: str) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, str]]:
     """A folder with the files of a checkpoint, made when they are first asked for, and what was printed."""
+    traced: dict[str, ExportedProgram] = {}
+
+    def trace_once(name: str, program: Program) -> ExportedProgram:
+        if name not in traced:
+            traced[name] = trace(program)
+        return traced[name]
 
     @functools.cache
     def make(name: str, suffix: str) -> tuple[Path, str]:
         folder = tmp_path_factory.mktemp("exported")
-        with chdir(folder), redirect_stdout(io.StringIO()) as printed:
+        with pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(io.StringIO()) as printed:
+            # what takes longest is done once for both formats, in which the operations are the same
+            patch.setattr(ika_lightning.cli.export, "trace", functools.partial(trace_once, name))
             export(trained[name], f"model.{suffix}")
         return folder, printed.getvalue()
 
