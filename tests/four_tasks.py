@@ -36,8 +36,9 @@ def write_files(folder: Path) -> None:
         for number in range(150):
             text = rng.choice(words, rng.integers(1, 12))
             texts.write(f"{'xyz'[number % 3]}\t{' '.join(text)}\n")
-            a.write(" ".join(text) + "\n")
-            b.write(" ".join(text[::-1]) + "\n")
+            # short, as a network that has learned nothing translates until it is stopped, a token at a time
+            a.write(" ".join(text[:4]) + "\n")
+            b.write(" ".join(text[3::-1]) + "\n")
     for side in "ab":
         lines = (folder / side).read_text().splitlines(keepends=True)
         (folder / f"{side}.test").write_text("".join(lines[:9]))
