@@ -1,9 +1,12 @@
-"""A small model and data for each task, for tests that train all of them; run as a script, the same in one of several
+"""A small model and data for each task, for tests that train all of them; run as a script, the same in several
 processes."""
 
 import functools
+import multiprocessing
+import multiprocessing.connection
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +36,9 @@ def write_files(folder: Path) -> None:
         for number in range(150):
             text = rng.choice(words, rng.integers(1, 12))
             texts.write(f"{'xyz'[number % 3]}\t{' '.join(text)}\n")
-            a.write(" ".join(text) + "\n")
-            b.write(" ".join(text[::-1]) + "\n")
+            # short, as a network that has learned nothing translates until it is stopped, a token at a time
+            a.write(" ".join(text[:4]) + "\n")
+            b.write(" ".join(text[3::-1]) + "\n")
     for side in "ab":
         lines = (folder / side).read_text().splitlines(keepends=True)
         (folder / f"{side}.test").write_text("".join(lines[:9]))
@@ -88,21 +92,47 @@ def train(task: str, folder: Path, trainer: dict[str, object], **options: object
     return {"weights": weights, "measured": measured}
 
 
-if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    world = {"devices": int(os.environ["WORLD_SIZE"]), "strategy": "ddp"}
+def train_in_a_group(rank: int, world: int, port: str, where: Path) -> None:
+    """Train all tasks in one of several processes, as ``torchrun`` would have begun it."""
+    group = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"})
+    trainer = {"devices": world, "strategy": "ddp"}
     for name in TASKS:
-        found = train(name, where, world, dropout=0.2, budget=300)
+        found = train(name, where, trainer, dropout=0.2, budget=300)
         if torch.distributed.get_rank() == 0:
             torch.save(found, where / f"{name}.pt")
-    rank = torch.distributed.get_rank()
-    if rank == 1:  # a machine with an edition of its own
-        (where / "other").mkdir()
-        write_files(where / "other")
-        where = where / "other"
-        (where / "rows.csv").write_text((where / "rows.csv").read_text() + "0.0,0.0,0.0\n")
+    data = where
+    if torch.distributed.get_rank() == 1:  # a machine with an edition of its own
+        data = where / "other"
+        data.mkdir()
+        write_files(data)
+        (data / "rows.csv").write_text((data / "rows.csv").read_text() + "0.0,0.0,0.0\n")
     try:
-        train("regression", where, world)
+        train("regression", data, trainer)
     except ValueError as error:
-        Path(sys.argv[1], f"error{rank}").write_text(str(error))
+        (where / f"error{torch.distributed.get_rank()}").write_text(str(error))
     torch.distributed.destroy_process_group()  # or threads that still hold tensors may abort the process at its end
+
+
+if __name__ == "__main__":
+    # optimizers import it; where processes can be forked, what takes long to import is imported once for all of them
+    import torch._dynamo
+
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    count = int(sys.argv[2])
+    ranks = [
+        context.Process(target=train_in_a_group, args=(rank, count, sys.argv[3], Path(sys.argv[1])))
+        for rank in range(count)
+    ]
+    for process in ranks:
+        process.start()
+    # one that has failed lets the others wait for ever
+    end, alive = time.monotonic() + 240, ranks
+    while alive and not any(process.exitcode for process in ranks) and time.monotonic() < end:
+        multiprocessing.connection.wait([process.sentinel for process in alive], timeout=end - time.monotonic())
+        alive = [process for process in ranks if process.is_alive()]
+    for process in ranks:
+        process.kill()
+        process.join()
+    sys.exit(any(process.exitcode for process in ranks))

@@ -624,6 +624,7 @@ def test_regression_from_one_end_to_the_other(capsys):
 def test_a_regression_says_how_sure_it_is(capsys):
     args = ["--model", "Regression", "--data", "RegressionData", "--data.name", "co2", "--trainer.max_epochs", "1"]
     sure = ["--model.likelihood", "gaussian", "--model.ensemble", "2", "--model.width", "16", "--model.depth", "1"]
+    sure += ["--pictures", "0"]
     assert run(capsys, "fit", *args, *QUIET, *sure)[0] == 0
     best = "runs/co2/version_0/checkpoints/best.ckpt"
     code, stdout, _ = run(capsys, "test", "--ckpt_path", best)
@@ -662,7 +663,7 @@ class TestTextClassification:
 
     def fit(self, *options: str) -> tuple[str, ...]:
         args = ["--model", "TextClassification", "--data", "TextClassificationData", "--data.path", "rows.tsv"]
-        return ("fit", *args, *QUIET, "--trainer.max_epochs", "1", "--model.width", "16", *options)
+        return ("fit", *args, *QUIET, "--trainer.max_epochs", "1", "--pictures", "0", "--model.width", "16", *options)
 
     def test_from_one_end_to_the_other(self, rows, capsys, monkeypatch):
         options = ["--model.attention", "IKAN", "--model.attention.p=1.5", "--model.class_weights", "balanced"]

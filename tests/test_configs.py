@@ -24,8 +24,10 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 SHIPPED = {"co2", "airline_passengers", "languages", "dates", "karate", "digits"}
 # What makes a short run out of a training, and out of a network one that a test can wait for.
 SHORT = {
-    "regression": ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20"],
-    "text_classification": ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "20"],
+    "regression": ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5"],
+    "text_classification": [
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5", "--trainer.limit_val_batches", "2",
+    ],
     "node_classification": ["--trainer.max_epochs", "1"],
     "translation": [
         "--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1",
@@ -56,6 +58,8 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
         pytest.skip("its files are not all in the benchmark data: the test of its data module says which")
     where = "iwslt14_root" if name == "iwslt14" else "benchmark_root"
     root = [] if name in SHIPPED else ["--data.root", str(request.getfixturevalue(where))]
+    # of one data set of each task at least
+    pictures = [] if name in SHIPPED else ["--pictures", "0"]
     monkeypatch.chdir(tmp_path)
     encoder = []
     if "pretrained" in model:
@@ -63,7 +67,7 @@ def test_it_runs(config: Path, request: pytest.FixtureRequest, tmp_path: Path, m
         folder = write_encoder(tmp_path / "encoder", max_position_embeddings=512)
         encoder = ["--model.pretrained", str(folder), "--data.max_length", "512"]
         encoder += ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-    main(["fit", "--config", str(config), *SHORT[config.parent.name], *root, *encoder, *QUIET])
+    main(["fit", "--config", str(config), *SHORT[config.parent.name], *root, *encoder, *pictures, *QUIET])
     (best,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
     assert best.parts[-4] == name
     main(["test", "--ckpt_path", str(best), "--trainer.limit_test_batches", "1", *root, *QUIET])
@@ -161,7 +165,17 @@ def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """The words of a short training of each task."""
     monkeypatch.chdir(tmp_path)
     config = FOLDER / f"{request.param}.yaml"
-    return ["fit", "--config", str(config), *SMALL[request.param], "--trainer.max_epochs", "1", *QUIET]
+    return [
+        "fit",
+        "--config",
+        str(config),
+        *SMALL[request.param],
+        "--trainer.max_epochs",
+        "1",
+        "--pictures",
+        "0",
+        *QUIET,
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use .*sync_dist")  # metrics do it themselves

@@ -3,14 +3,17 @@
 import csv
 import functools
 import importlib.util
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, chdir
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, chdir, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ import torch
 from lightning.pytorch import LightningModule
 from tiny_encoders import write_encoder
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch_geometric.nn import GATConv
 
 import ika_lightning.cli.export
@@ -34,7 +38,8 @@ from ika_lightning.protocols import Exports, Program
 DOCS = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 READERS = dict(zip(("pt2", "onnx", "rows", "texts", "graph", "sentence"), BLOCKS, strict=True))
-# a process in which the package cannot be imported, nor what it is made with
+# A process in which the package cannot be imported, nor what it is made with. It stays, as importing PyTorch takes
+# longer than all the rest, and runs one script after another, each with names of its own.
 ALONE = """
 import sys
 class Refuse:
@@ -43,8 +48,19 @@ class Refuse:
             raise ImportError(f"{{name}} is not there")
 sys.meta_path.insert(0, Refuse())
 import json
+import os
+import traceback
 import numpy as np
-raw = json.load(sys.stdin)
+for line in sys.stdin:
+    folder, script, raw, result = json.loads(line)
+    os.chdir(folder)
+    names = {{"__name__": "__main__", "np": np, "raw": raw}}
+    try:
+        exec(script, names)
+        answer = {{"result": names[result]}}
+    except BaseException:
+        answer = {{"error": traceback.format_exc()}}
+    print(json.dumps(answer, default=lambda x: x.tolist()), flush=True)
 """
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
@@ -96,7 +112,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Path("away").mkdir()
         for file in [*Path().glob("*.*"), Path("encoder")]:
             file.rename(Path("away", file))
-        runs = {task: f"{task.lower()}/version_0" for task in data} | {"pretrained": "textclassification/version_1"}
+        names = {
+            "Regression": "rows",
+            "TextClassification": "texts",
+            "NodeClassification": "nodes",
+            "Translation": "en",
+        }
+        runs = {task: f"{names[task]}/version_0" for task in data} | {"pretrained": "texts/version_1"}
         return {name: Path(f"runs/{run}/checkpoints/best.ckpt").resolve() for name, run in runs.items()}
 
 
@@ -115,23 +137,90 @@ def predict(checkpoint: Path, *options: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_alone(kind: str, suffix: str, raw: Mapping[str, object], result: str = "answers") -> object:
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, str]]:
+    """A folder with the files of a checkpoint, made when they are first asked for, and what was printed."""
+    traced: dict[str, ExportedProgram] = {}
+
+    def trace_once(name: str, program: Program) -> ExportedProgram:
+        if name not in traced:
+            traced[name] = trace(program)
+        return traced[name]
+
+    @functools.cache
+    def make(name: str, suffix: str) -> tuple[Path, str]:
+        folder = tmp_path_factory.mktemp("exported")
+        with pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(io.StringIO()) as printed:
+            # what takes longest is done once for both formats, in which the operations are the same
+            patch.setattr(ika_lightning.cli.export, "trace", functools.partial(trace_once, name))
+            export(trained[name], f"model.{suffix}")
+        return folder, printed.getvalue()
+
+    return make
+
+
+def copy_here(exported: tuple[Path, str]) -> str:
+    """Put exported files into the folder of the test, and return what was printed of them."""
+    shutil.copytree(exported[0], Path(), dirs_exist_ok=True)
+    return exported[1]
+
+
+@pytest.fixture(scope="module")
+def strangers() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """The process without the package that reads a format, begun when it is first asked for."""
+    begun: dict[str, subprocess.Popen[str]] = {}
+
+    def stranger(suffix: str) -> subprocess.Popen[str]:
+        if suffix not in begun:
+            script = ALONE.format(more='"torch"' if suffix == "onnx" else "")
+            begun[suffix] = subprocess.Popen(
+                [sys.executable, "-I", "-W", "error", "-W", "ignore:.*LeafSpec", "-c", script],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            )  # fmt: skip
+        return begun[suffix]
+
+    yield stranger
+    for process in begun.values():
+        # which ends when there are no more lines to read
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+ReadAlone = Callable[..., Any]
+
+
+@pytest.fixture
+def read_alone(strangers: Callable[[str], subprocess.Popen[str]]) -> ReadAlone:
     """Encode raw data and run the model as the page says, in a process without the package."""
-    run, encode = READERS[suffix], READERS[kind]
-    if kind == "sentence":
-        run = f"def answer(inputs):\n    {run.strip().replace(chr(10), chr(10) + '    ')}\n    return answers\n"
-        encode, run = run, encode
-    script = ALONE.format(more='"torch"' if suffix == "onnx" else "")
-    script += "".join(f"{name} = raw[{name!r}]\n" for name in raw)
-    script += "features, ends, edge_features = map(np.array, raw.values())\n" if kind == "graph" else ""
-    script += f"{encode}\n{run}\n"
-    script += f"json.dump({result}, sys.stdout, default=lambda x: x.tolist())"
-    process = subprocess.run(
-        [sys.executable, "-I", "-W", "error", "-W", "ignore:.*LeafSpec", "-c", script],
-        input=json.dumps(raw), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+
+    def read(kind: str, suffix: str, raw: Mapping[str, object], result: str = "answers") -> Any:
+        run, encode = READERS[suffix], READERS[kind]
+        if kind == "sentence":
+            run = f"def answer(inputs):\n    {run.strip().replace(chr(10), chr(10) + '    ')}\n    return answers\n"
+            encode, run = run, encode
+        script = "".join(f"{name} = raw[{name!r}]\n" for name in raw)
+        script += "features, ends, edge_features = map(np.array, raw.values())\n" if kind == "graph" else ""
+        process = strangers(suffix)
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps([os.getcwd(), f"{script}{encode}\n{run}\n", raw, result]) + "\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    return read
+
+
+def test_a_stranger_has_nothing_of_the_package(strangers: Callable[[str], subprocess.Popen[str]]) -> None:
+    for suffix, names in (
+        ("pt2", ["ika_lightning", "lightning", "torch_geometric"]),
+        ("onnx", ["ika_lightning", "torch"]),
+    ):
+        process = strangers(suffix)
+        for name in names:
+            process.stdin.write(json.dumps([os.getcwd(), f"import {name}", {}, "raw"]) + "\n")
+            process.stdin.flush()
+            assert f"ImportError: {name} is not there" in json.loads(process.stdout.readline())["error"]
 
 
 def relative(suffix: str) -> float:
@@ -140,9 +229,9 @@ def relative(suffix: str) -> float:
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_a_table(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    export(trained["Regression"], f"model.{suffix}")
-    assert capsys.readouterr().out.startswith(f"model.{suffix} and model.json: features (rows, 5) -> prediction (rows)")
+def test_a_table(trained, exported, read_alone: ReadAlone, suffix: str) -> None:
+    printed = copy_here(exported("Regression", suffix))
+    assert printed.startswith(f"model.{suffix} and model.json: features (rows, 5) -> prediction (rows)")
     # more rows than in the example, blanks, a number and a category that are missing
     rows = [{"a": f" {i / 7}", "b": str(i), "colour": ["red", "blue", "green"][i % 3]} for i in range(17)]
     rows[3]["a"], rows[5]["colour"] = "n/a", " "
@@ -158,8 +247,8 @@ def test_a_table(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("model", ["TextClassification", "pretrained"])
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_texts(trained, suffix: str, model: str) -> None:
-    export(trained[model], f"model.{suffix}")
+def test_texts(trained, exported, read_alone: ReadAlone, suffix: str, model: str) -> None:
+    copy_here(exported(model, suffix))
     # a special token as text, an E with its accent apart, one token, none, and more than max_length
     texts = ["bad <pad> 😀", "E\u0301LAN good", "good", "\u200b", "one two three four bad good bad good"]
     Path("new.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
@@ -177,8 +266,8 @@ def test_texts(trained, suffix: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_a_graph(trained, suffix: str) -> None:
-    export(trained["NodeClassification"], f"model.{suffix}")
+def test_a_graph(trained, exported, read_alone: ReadAlone, suffix: str) -> None:
+    copy_here(exported("NodeClassification", suffix))
     features = [[i % 3, i] for i in range(13)]
     ends = [[i, (5 * i + 1) % 13] for i in range(11)]
     Path("nodes.csv").write_text("node,f,g\n" + "".join(f"m{i},{f},{g}\n" for i, (f, g) in enumerate(features)))
@@ -193,9 +282,9 @@ def test_a_graph(trained, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
-def test_a_translation_by_its_next_tokens(trained, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
-    export(trained["Translation"], f"model.{suffix}")
-    assert "note: beam search is not in it" in capsys.readouterr().out
+def test_a_translation_by_its_next_tokens(trained, exported, read_alone: ReadAlone, suffix: str) -> None:
+    printed = copy_here(exported("Translation", suffix))
+    assert "note: beam search is not in it" in printed
     assert "beam search is not in it" in json.loads(Path("model.json").read_text())["note"]
     Path("new.txt").write_text("page 31\n")
     greedy = ["--input", "new.txt", "--model.beam", "1", "--output", "new.de"]
@@ -203,22 +292,22 @@ def test_a_translation_by_its_next_tokens(trained, suffix: str, capsys: pytest.C
     assert read_alone("sentence", suffix, {"sentence": "page 31"}, "translation") == Path("new.de").read_text().strip()
 
 
-def test_the_files_hold_their_description(trained) -> None:
+def test_the_files_hold_their_description(exported) -> None:
     import onnx
 
-    export(trained["Regression"], "model.pt2")
-    about = Path("model.json").read_text().rstrip()
+    (pt2, _), (onnx_folder, _) = exported("Regression", "pt2"), exported("Regression", "onnx")
+    about = (pt2 / "model.json").read_text().rstrip()
     extra = {"description.json": ""}
-    torch.export.load("model.pt2", extra_files=extra)
+    torch.export.load(pt2 / "model.pt2", extra_files=extra)
     assert extra["description.json"] == about
-    export(trained["Regression"], "model.onnx")
-    properties = {each.key: each.value for each in onnx.load("model.onnx").metadata_props}
+    properties = {each.key: each.value for each in onnx.load(onnx_folder / "model.onnx").metadata_props}
     # it says the same of both
-    assert properties["description.json"] == about == Path("model.json").read_text().rstrip()
+    assert properties["description.json"] == about == (onnx_folder / "model.json").read_text().rstrip()
     # and nothing of where they were made
-    assert not any(os.getcwd().encode() in file.read_bytes() for file in Path().glob("model.*"))
     root = str(Path(ika_lightning.cli.export.__file__).parents[2]).encode()
-    assert not any(root in file.read_bytes() for file in Path().glob("model.*"))
+    for folder in (pt2, onnx_folder):
+        files = [file.read_bytes() for file in folder.glob("model.*")]
+        assert len(files) == 2 and not any(str(folder).encode() in file or root in file for file in files)
 
 
 # --- Every layer, at every size ---------------------------------------------------------------------------------------
@@ -227,7 +316,10 @@ def test_the_files_hold_their_description(trained) -> None:
 def contents(program: Program, suffixes: Sequence[str] = tuple(FORMATS)) -> dict[str, bytes]:
     """A file of each format; what takes longest, to write down the operations, is done once."""
     program.module.eval().requires_grad_(False)
-    outputs, traced = list(program.module(**program.example)), trace(program)
+    with pytest.MonkeyPatch.context() as patch:
+        # the lines of code that each operation comes from, which take long to find and are thrown away
+        patch.setattr(torch.fx.config, "do_not_emit_stack_traces", True)
+        outputs, traced = list(program.module(**program.example)), trace(program)
     return {suffix: FORMATS[suffix].write(traced, program, outputs, "{}") for suffix in suffixes}
 
 
@@ -263,15 +355,20 @@ def texts(count: int, length: int) -> dict[str, Tensor]:
     return {"tokens": tokens.masked_fill(torch.arange(length) > torch.arange(count).unsqueeze(1) % length, 0)}
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_attention_over_words(attention: str) -> None:
+def classifier(attention: str, texts: dict[str, Tensor]) -> Program:
+    """A text classifier with an attention, the same each time, and an example."""
     layer = ATTENTIONS[attention]
     if layer is not ExplicitKernel:
         # which is what is exported; there is one way alone for explicit kernels
         layer = functools.partial(layer, backend="dense")
+    torch.manual_seed(0)
     net = shaken(TextClassifier(31, 3, width=8, depth=1, num_heads=2, attention=layer, pooling="attention"))
-    axes = {"tokens": {0: "texts", 1: "tokens"}}
-    program = Program(TextProbabilities(net), texts(7, 11), axes, {}, {})
+    return Program(TextProbabilities(net), texts, {"tokens": {0: "texts", 1: "tokens"}}, {}, {})
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_over_words(attention: str) -> None:
+    program = classifier(attention, texts(7, 11))
     sizes = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 101), (23, 13)]
     check(program, *(texts(*size) for size in sizes))
 
@@ -365,7 +462,7 @@ def test_a_backend_that_was_named_is_not_needed(backend: str) -> None:
 # --- Other checkpoints ------------------------------------------------------------------------------------------------
 
 
-def test_double_precision_stays_in_pt2() -> None:
+def test_double_precision_stays_in_pt2(read_alone: ReadAlone) -> None:
     Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{i * i % 7}\n" for i in range(40)))
     options = ["--data.path", "rows.csv", "--data.target", "y", *NARROW, "--trainer.precision", "64-true"]
     main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
@@ -378,7 +475,9 @@ def test_double_precision_stays_in_pt2() -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "null"])
-def test_how_sure_a_prediction_is_goes_along(likelihood: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_sure_a_prediction_is_goes_along(
+    likelihood: str, read_alone: ReadAlone, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{1e3 + i * i % 7}\n" for i in range(43)))
     options = ["--data.path", "rows.csv", "--data.target", "y", "--data.val_fraction", "0.4", *NARROW]
     options += ["--model.ensemble", "2", "--model.likelihood", likelihood]
@@ -398,7 +497,7 @@ def test_how_sure_a_prediction_is_goes_along(likelihood: str, capsys: pytest.Cap
     assert "holds the target with a probability of 0.9" in json.dumps(meaning)
 
 
-def test_a_checkpoint_of_the_estimator() -> None:
+def test_a_checkpoint_of_the_estimator(read_alone: ReadAlone) -> None:
     from ika_lightning.sklearn import KernelAttentionRegressor
 
     x = np.random.default_rng(0).normal(size=(40, 3))

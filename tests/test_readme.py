@@ -53,6 +53,7 @@ def test_it_opens_with_the_two_commands() -> None:
         assert re.search(rf"^{command.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+@pytest.mark.first
 @pytest.mark.filterwarnings("ignore:.* of the .* texts to predict have")  # blank lines, long ones
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ REGRESSION = [
 ]  # fmt: skip
 KARATE = ["--model", "NodeClassification", "--data", "NodeClassificationData", "--data.name", "karate"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-QUIET += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2"]
+QUIET += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--pictures", "0"]
 CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", "--trainer.logger.name"]
 RUN = Path("runs/airline_passengers/version_0")
 
@@ -49,10 +51,19 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    with chdir(folder):
+        main(["fit", *REGRESSION, *QUIET])
+    return folder
+
+
 @pytest.fixture
-def trained() -> Path:
-    """The last checkpoint of a training of two epochs."""
-    main(["fit", *REGRESSION, *QUIET])
+def trained(trained_once: Path) -> Path:
+    """The last checkpoint of a training of two epochs, which a test may change."""
+    shutil.copytree(trained_once, Path(), dirs_exist_ok=True)
     return RUN / "checkpoints" / "last.ckpt"
 
 
@@ -159,7 +170,7 @@ class TestGoingOn:
         with pytest.raises(SystemExit) as end:
             main(["fit", *model, *QUIET])
         assert end.value.code == 128 + signal.SIGTERM
-        last = "runs/airline_passengers/version_0/checkpoints/last.ckpt"
+        last = str(RUN / "checkpoints" / "last.ckpt")
         assert capsys.readouterr().err.splitlines()[-1] == f"terminated; the last checkpoint is {last}"
         assert torch.load(last, weights_only=True)["epoch"] == 1
 

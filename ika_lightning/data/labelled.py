@@ -121,7 +121,9 @@ def read_labelled(
     return Labelled(list(labels), list(texts), list(lines), path, columns)
 
 
-def read_texts(path: str, text: Column | None = None, separator: str | None = None) -> list[str]:
+def read_texts(
+    path: str, text: Column | None = None, separator: str | None = None, known: Collection[str] = ()
+) -> list[str]:
     """Read texts without labels: a text in each line, or the column of texts of a ``.csv``, ``.tsv`` or ``.jsonl``.
 
     Args:
@@ -130,6 +132,8 @@ def read_texts(path: str, text: Column | None = None, separator: str | None = No
             there is no such name, the one with a usual name. A position means the only column of a file that has one,
             as it may be that of a file with labels.
         separator: See :func:`read_labelled`.
+        known: Labels that there are. A table without a header whose rows all begin with one of them is a file of
+            labelled texts, as :func:`read_labelled` reads it.
 
     Returns:
         At least one text.
@@ -148,14 +152,15 @@ def read_texts(path: str, text: Column | None = None, separator: str | None = No
         texts = [_text_of(row, name, path, number) for number, row in objects]
         say(f"{path}: texts in {quote(name)}; {len(texts)} texts")
     else:
-        texts = _column_of_texts(_open(read_text(path, ".tsv or .csv"), path, separator), path, text)
+        texts = _column_of_texts(_open(read_text(path, ".tsv or .csv"), path, separator), path, text, known)
     if not texts:
         raise ValueError(f"{path} is empty; it should have a text in each line")
     return texts
 
 
-def _column_of_texts(cells: Cells, path: str, text: Column | None) -> list[str]:
-    rows = [row for _, row in cells.rows]
+def _column_of_texts(cells: Cells, path: str, text: Column | None, known: Collection[str]) -> list[str]:
+    numbered = list(cells.rows)
+    rows = [row for _, row in numbered]
     if not rows:
         return []
     header = [cell.strip() for cell in rows[0]]
@@ -169,6 +174,10 @@ def _column_of_texts(cells: Cells, path: str, text: Column | None) -> list[str]:
         place = 0 if all(len(row) == 1 for row in rows) else text - 1
         say(f"{path}: no header, texts in column {place + 1}; {len(rows)} texts")
         return [_cell(_last_cell(row, place, cells), place, path, cells) for row in rows]
+    labelled = all(len(row) > 1 and row[0].strip() in known for row in rows)
+    if text is None and labelled and _is_row(header, numbered, cells, known):
+        say(f"{path}: no header, label in column 1, which is not looked at, text in column 2; {len(rows)} texts")
+        return [_last_cell(row, 1, cells)[1] for row in rows]
     raise ValueError(
         f"{path}: is the first line, {quote(cells.separator.join(header))}, a header or a text? If it is a header, "
         "name the column of texts, as in --data.text NAME; if it is a text, give its position, as in --data.text 1"

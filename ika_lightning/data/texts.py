@@ -284,9 +284,10 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
 
     def read_own(self, part: str, path: str, learned: TextEncoder | None) -> Labelled:
         """Read labelled texts to test on, or texts without labels to predict."""
+        known = learned.classes if learned else ()
         if part == "predict":
-            return Labelled([], read_texts(path, self.columns[1], self.separator), [], path)
-        return self.read_labelled(path, learned.classes if learned else ())
+            return Labelled([], read_texts(path, self.columns[1], self.separator, known), [], path)
+        return self.read_labelled(path, known)
 
     def learn(self, train: Labelled) -> TextEncoder:
         """Learn vocabulary and classes, or classes alone, where a pretrained encoder has a vocabulary."""

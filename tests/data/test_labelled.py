@@ -276,6 +276,21 @@ class TestTexts:
         assert read_texts(save("id,body\n1,one\n", "new.csv"), "body") == ["one"]
         assert read_texts(save("1,one\n2,two\n", "new.csv"), 2) == ["one", "two"]
 
+    @pytest.mark.parametrize(("name", "separator"), [("new.tsv", "\t"), ("new.csv", ",")])
+    def test_a_file_that_training_read(self, save, capsys, name, separator):
+        file = save(f"ham{separator}noon\nspam {separator}win\n", name)
+        assert read_texts(file, known=["ham", "spam"]) == ["noon", "win"]
+        told = f"{file}: no header, label in column 1, which is not looked at, text in column 2; 2 texts"
+        assert told in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "content",
+        ["ham\tnoon\neggs\twin\n", "ham\tnoon\nspam\n", "ham\tnoon\t3\nspam\twin\t4\n", "label\ttexts\nham\tnoon\n"],
+    )
+    def test_what_may_be_something_else_than_labels_is_refused(self, save, content):
+        with pytest.raises(ValueError, match="a header or a text"):
+            read_texts(save(content, "new.tsv"), known=["ham", "spam"])
+
     def test_a_file_of_one_column(self, save, capsys):
         path = save('"one, two"\nthree\n', "new.csv")
         assert read_texts(path, "one, two") == ["three"]

@@ -119,7 +119,8 @@ class TestLearningRateFinder:
     def test_from_the_command_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["fit", "--model", "Regression", "--data", "RegressionData", "--data.name", "airline_passengers",
               "--model.width", "16", "--trainer.max_epochs", "40", "--trainer.callbacks+=LearningRateFinder",
-              "--trainer.callbacks.num_training_steps=30", "--trainer.enable_progress_bar", "false"])  # fmt: skip
+              "--trainer.callbacks.num_training_steps=30", "--trainer.enable_progress_bar", "false",
+              "--pictures", "0"])  # fmt: skip
         assert "best checkpoint:" in capsys.readouterr().out
 
 

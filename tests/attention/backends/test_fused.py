@@ -23,6 +23,7 @@ RESOURCES = Path(__file__).parents[3] / "benchmarks" / "results" / "fused_resour
 with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install '.[gpu]'")
 
 
+@pytest.mark.first
 @with_triton
 def test_kernels_compute_what_the_reference_does() -> None:
     """In a process of its own: Triton asks once whether to interpret, and then does so for all that is compiled."""
