@@ -4,8 +4,8 @@
     python benchmarks/measured.py --check    say which page has another table than the results, and end with 1
 
 A table stands in a page below a line ``<!-- measured: NAME -->`` and reaches to the next empty line; all of it is made
-here, from ``benchmarks/results``, and nothing in it by hand. Which command wrote a file of results stands with the
-table. Intervals are of 95 %, of differences paired by seed, split or fold, by Student's distribution; those of several
+here, from ``benchmarks/results``, and nothing in it by hand. Which command measures it anew stands with the table.
+Intervals are of 95 %, of differences paired by seed, split or fold, by Student's distribution; those of several
 variants of one data set are not corrected for being several.
 """
 

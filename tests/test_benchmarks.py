@@ -2,7 +2,6 @@
 
 import os
 import runpy
-import shutil
 import signal
 import subprocess
 import sys
@@ -159,81 +158,16 @@ def test_tests_on_a_gpu_that_hang_are_ended(load, monkeypatch) -> None:
     assert row["remark"] == "out of time"
 
 
-class TestAccuracyOfRegression:
-    def test_choice_is_by_validation_alone(self, load):
-        benchmark = load("regression")
-        results = {}
-        for lr in benchmark.LEARNING_RATES:
-            for split in benchmark.TUNED_ON:
-                fit = benchmark.Fit("boston", "IKAN", lr, split, "val")
-                results[fit] = abs(lr - 0.003) + split
-                results[fit._replace(stage="test")] = -results[fit]
-        assert benchmark.choose(results, "boston", "IKAN") == 0.003
-
-    @pytest.mark.parametrize("stage", ["val", "test"])
-    def test_a_fit_is_measured(self, load, stage, benchmark_root, tmp_path, monkeypatch):
-        benchmark = load("regression")
-        (tmp_path / "configs" / "regression").mkdir(parents=True)
-        file = tmp_path / "configs" / "regression" / "boston.yaml"
-        shutil.copy(ROOT / "configs" / "regression" / "boston.yaml", file)
-        config = yaml.safe_load(file.read_text())
-        config["trainer"]["max_epochs"] = 1
-        file.write_text(yaml.safe_dump(config))
-        monkeypatch.setitem(benchmark.measure.__globals__, "HERE", tmp_path / "benchmarks")
-        fit = benchmark.Fit("boston", "IKANDirect", 0.001, 3, stage)
-        rmse = benchmark.measure(fit, str(benchmark_root))
-        assert 1 < rmse < 30
-        assert benchmark.measure(fit, str(benchmark_root)) == rmse
-
-
-class TestAccuracyOfTextClassification:
-    @pytest.fixture
-    def quick(self, load, tmp_path, monkeypatch):
-        """The benchmark with a configuration of one short epoch."""
-        benchmark = load("text_classification")
-        folder = tmp_path / "configs" / "text_classification"
-        folder.mkdir(parents=True)
-        for name in ("trec", "mr"):
-            config = yaml.safe_load((ROOT / "configs" / "text_classification" / f"{name}.yaml").read_text())
-            config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 3}
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        for function in (benchmark.build, benchmark.known, benchmark.measure_all):
-            monkeypatch.setitem(function.__globals__, "HERE", tmp_path / "benchmarks")
-            monkeypatch.setitem(function.__globals__, "RESULTS", tmp_path / "results" / "accuracy.csv")
-        return benchmark
-
-    def test_choice_is_by_validation_alone(self, load):
-        benchmark = load("text_classification")
-        results = {}
-        for lr in benchmark.LEARNING_RATES:
-            for seed in benchmark.tuned_on("trec"):
-                fit = benchmark.Fit("trec", "IKAN", lr, seed, "val")
-                results[fit] = 90 - abs(lr - 0.004) + seed
-                results[fit._replace(stage="test")] = -results[fit]
-        assert benchmark.choose(results, "trec", "IKAN") == 0.004
-
-    @pytest.mark.parametrize("name, stage, tested", [("trec", "val", 545), ("trec", "test", 500), ("mr", "test", 1066)])
-    def test_a_fit_is_measured(self, quick, name, stage, tested, benchmark_root):
-        fit = quick.Fit(name, "IKANDirect", 0.001, 3, stage)
-        accuracy = quick.measure(fit, str(benchmark_root))
-        assert 10 < accuracy < 90
-        assert accuracy * tested / 100 == pytest.approx(round(accuracy * tested / 100), abs=1e-3)
-        assert quick.measure(fit, str(benchmark_root)) == accuracy
-
-    def test_what_is_known_is_not_done_again(self, quick, benchmark_root, monkeypatch):
-        fits = [quick.Fit("mr", "DotProduct", 0.001, seed, "val") for seed in range(2)]
-        results = quick.measure_all(fits, str(benchmark_root))
-        monkeypatch.setitem(quick.measure_all.__globals__, "measure", None)
-        again = quick.measure_all(fits, str(benchmark_root))
-        assert again == pytest.approx(results, rel=1e-5)
-
-    def test_speed(self, benchmark_root, monkeypatch, capsys):
-        argv = ["text_classification.py", "--speed", "--data", "mr", "--batches", "2", "--repeats", "1"]
-        monkeypatch.setattr(sys, "argv", [*argv, "--root", str(benchmark_root)])
-        runpy.run_path(str(ROOT / "benchmarks" / "text_classification.py"), run_name="__main__")
-        lines = capsys.readouterr().out.splitlines()
-        assert [line.split("|")[2].strip() for line in lines[2:]] == ["DotProduct", "IKANDirect", "IKAN", "MIKAN"]
-        assert lines[2].endswith(" 1.00 |")
+def test_speed_of_texts(benchmark_root, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["text_speed.py", "--data", "mr", "--batches", "2", "--repeats", "1", "--root", str(benchmark_root)],
+    )
+    runpy.run_path(str(ROOT / "benchmarks" / "text_speed.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["DotProduct", "IKANDirect", "IKAN", "MIKAN"]
+    assert lines[2].endswith(" 1.00 |")
 
 
 def test_peak_memory_is_that_of_the_call(load) -> None:
@@ -260,40 +194,13 @@ def test_methods_of_the_attention_benchmark_agree(load) -> None:
 
 def test_speed_of_translation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--width 8 --depth 1 --heads 2 --samples 3 --vocabulary 31 --batch 2 --beam 2 --length 6 --source_length 5"
-    words = ["translation.py", "--repeats", "1", "--batch_tokens", "20", *sizes.split()]
+    words = ["translation_speed.py", "--repeats", "1", "--batch_tokens", "20", *sizes.split()]
     monkeypatch.setattr(sys, "argv", words)
-    runpy.run_path(str(ROOT / "benchmarks" / "translation.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "benchmarks" / "translation_speed.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert sum("MIKAN" in line for line in lines) == 3
     (dot,) = [line for line in lines if line.startswith("| DotProduct |")]
     assert dot.split(" | ")[2] == "1.00"
-
-
-def test_short_fits_of_translation_are_done_once(load, tmp_path, monkeypatch, capsys) -> None:
-    benchmark, done = load("translation"), []
-
-    def fit(*words: str) -> str:
-        done.append(words)
-        (run,) = [word.partition("name=")[2] for word in words if word.startswith("--trainer.logger.name")]
-        folder = tmp_path / "runs" / run / "version_0"
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text("step,train/loss,val/bleu,val/loss\n49,7.5,,\n1199,,28.123,2.12345\n")
-        return ""
-
-    names = benchmark.short_fits.__globals__
-    monkeypatch.setitem(names, "command", fit)
-    monkeypatch.setitem(names, "SHORT_RESULTS", tmp_path / "short.csv")
-    monkeypatch.chdir(tmp_path)
-    arguments = SimpleNamespace(attentions=["DotProduct", "MIKAN"], p="inf", samples=7, seed=3, root=None, options=[])
-    for _ in range(2):
-        benchmark.short_fits(arguments)
-        assert capsys.readouterr().out.splitlines()[2:] == [
-            "| DotProduct | 2.0 |  | 3 | 2.1235 | 28.12 |",
-            "| MIKAN | inf | 7 | 3 | 2.1235 | 28.12 |",
-        ]
-    dot, mikan = done
-    assert "--trainer.max_steps=1200" in dot and not any("num_samples" in word for word in dot)
-    assert {"--model.attention=MIKAN", "--model.attention.p=inf", "--model.attention.num_samples=7"} < {*mikan}
 
 
 def test_defaults_of_regression_are_fitted_once_and_set_beside_the_better_of_the_others(
@@ -319,42 +226,6 @@ def test_defaults_of_regression_are_fitted_once_and_set_beside_the_better_of_the
     assert done == [("table", 0), ("table", 1), ("table", 2)]
     benchmark.report(3)
     assert "| table | 2 | 2.5 | 4 | 5 | 2 | 1.25 | 0.875 |" in capsys.readouterr().out.splitlines()
-
-
-class TestAccuracyOfNodeClassification:
-    def test_choice_is_by_validation_alone(self, load):
-        benchmark = load("node_classification")
-        results = {}
-        for lr in benchmark.LEARNING_RATES:
-            for seed in benchmark.TUNED_ON:
-                val = 0.8 - abs(lr - 0.01) + 0.01 * seed
-                results[benchmark.Fit("cora", "direct", lr, seed)] = benchmark.Accuracy(val, -val)
-        rates, seeds = benchmark.LEARNING_RATES, benchmark.TUNED_ON
-        assert benchmark.choose(results, "cora", "direct", rates, seeds) == [0.01]
-        equal = {fit: benchmark.Accuracy(0.1 * fit.seed, fit.lr) for fit in results}
-        assert benchmark.choose(equal, "cora", "direct", rates, seeds) == list(rates)
-
-    @pytest.mark.parametrize("conv", ["GATConv", "direct", "copula"])
-    def test_a_fit_is_measured(self, load, conv, tmp_path, monkeypatch):
-        benchmark = load("node_classification")
-        (tmp_path / "configs" / "node_classification").mkdir(parents=True)
-        config = yaml.safe_load((ROOT / "configs" / "node_classification" / "karate.yaml").read_text())
-        config["trainer"]["max_epochs"] = 3
-        (tmp_path / "configs" / "node_classification" / "karate.yaml").write_text(yaml.safe_dump(config))
-        monkeypatch.setitem(benchmark.measure.__globals__, "HERE", tmp_path / "benchmarks")
-        fit = benchmark.Fit("karate", conv, 0.01, 3)
-        accuracy = benchmark.measure(fit, None)
-        assert 0 <= accuracy.val <= 1 and 0 <= accuracy.test <= 1
-        assert benchmark.measure(fit, None) == accuracy
-
-    def test_what_is_known_is_not_done_again(self, load, tmp_path, monkeypatch):
-        benchmark = load("node_classification")
-        fit = benchmark.Fit("cora", "direct", 0.005, 7)
-        file = tmp_path / "results.csv"
-        file.write_text("data,conv,lr,seed,val,test\ncora,direct,0.005,7,0.79,0.83\n")
-        monkeypatch.setitem(benchmark.known.__globals__, "RESULTS", file)
-        assert benchmark.measure_all([fit], 1, None) == {fit: benchmark.Accuracy(0.79, 0.83)}
-        assert len(file.read_text().splitlines()) == 2
 
 
 def test_speed_of_graphs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
