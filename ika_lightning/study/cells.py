@@ -31,6 +31,7 @@ __all__ = [
     "find_cell",
     "short_hash",
     "words_of",
+    "written",
 ]
 
 #: Digits of a hash: enough for no two of a study to be the same.
@@ -124,7 +125,9 @@ def find_cell(study: Study, name: str) -> Cell:
     return Cell(study.data[data], study.variants[variant], repeats[repeat])
 
 
-def words_of(data: DataSet, variant: Variant, repeat: Any, chosen: Mapping[str, Any]) -> list[str]:
+def words_of(
+    data: DataSet, variant: Variant, repeat: Any, chosen: Mapping[str, Any], *, refit: bool = False
+) -> list[str]:
     """What to write after ``python -m ika_lightning fit`` for a training of a study.
 
     Args:
@@ -132,10 +135,12 @@ def words_of(data: DataSet, variant: Variant, repeat: Any, chosen: Mapping[str, 
         variant: The variant.
         repeat: The value of the repeat.
         chosen: The values of what is tuned, by option.
+        refit: Whether tuning is over.
     """
     own = variant.overrides if variant.reference is None else {}
-    options = {**data.overrides, **own, **chosen, **dict.fromkeys(data.repeats.options, repeat)}
-    return ["--config", str(data.config), *(f"--{option}={_written(value)}" for option, value in options.items())]
+    options = {**data.overrides, **own, **chosen, **(data.refit if refit else {})}
+    options |= dict.fromkeys(data.repeats.options, repeat)
+    return ["--config", str(data.config), *(f"--{option}={written(value)}" for option, value in options.items())]
 
 
 def configuration_hash(study: Study, data: DataSet, variant: Variant) -> str:
@@ -151,6 +156,8 @@ def configuration_hash(study: Study, data: DataSet, variant: Variant) -> str:
             "tuned": tuned,
             "repeats": data.repeats.options,
             "threads": study.threads,
+            # results of studies without it stay what they are
+            **({"refit": list(data.refit.items())} if data.refit else {}),
         }
     )
 
@@ -177,8 +184,16 @@ def short_hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
 
 
-def _written(value: Any) -> str:
-    """A value as the command line reads it."""
+def written(value: Any) -> str:
+    """Return a value as the command line reads it.
+
+    Args:
+        value: A number, a text, None, or lists and dicts of them.
+
+    Example:
+        >>> written(None), written(0.1), written("No")
+        ('null', '0.1', '"No"')
+    """
     if isinstance(value, str):
         # words that YAML takes for something else, such as No, stay the words that they are
         return value if yaml.safe_load(value or "''") == value else json.dumps(value)

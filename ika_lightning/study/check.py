@@ -65,7 +65,11 @@ def check_data_set(study: Study, data: DataSet) -> Check:
     for variant in study.variants.values():
         name = f"{data.name}/{variant.name}"
         if variant.reference is None:
-            variants += [(name, words_of(data, variant, repeat, settings)) for settings in _corners(study, variant)]
+            variants += [
+                (name, words_of(data, variant, repeat, settings, refit=refit))
+                for refit in ((False, True) if data.refit else (False,))
+                for settings in _corners(study, variant)
+            ]
         else:
             references.append((name, variant.reference, variant.overrides))
     baseline = study.variants[study.baseline]

@@ -115,12 +115,14 @@ class DataSet:
         config: The file.
         overrides: Values by option.
         repeats: What its cells are repeated over.
+        refit: Values by option that cells take and trials do not: what changes once tuning is over.
     """
 
     name: str
     config: Path
     overrides: Mapping[str, Any]
     repeats: Repeats
+    refit: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,17 @@ def read_study(file: str | Path) -> Study:
     except (yaml.YAMLError, RecursionError) as error:
         line = mark.line + 1 if (mark := getattr(error, "problem_mark", None)) else 1
         raise ValueError(f"{file}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    top = _Section(file, "", given, ("baseline", "data", "variants", "tune", "repeats", "report", "threads"))
+    top = _Section(file, "", given, ("baseline", "data", "variants", "tune", "refit", "repeats", "report", "threads"))
     repeats = _repeats(top, "repeats") if top.has("repeats") else None
     tuning = _tuning(top, "tune") if top.has("tune") else None
+    refit = _refit(top, tuning)
     variants = {name: _variant(top, name, given, tuning) for name, given in top.named("variants").items()}
     if len(variants) < 2:
         raise top.error("variants", f"there is nothing to compare {next(iter(variants))!r} to: give two or more")
     study = Study(
         name=file.stem,
         file=file,
-        data={name: _data_set(top, name, given, repeats, tuning) for name, given in top.named("data").items()},
+        data={name: _data_set(top, name, given, repeats, tuning, refit) for name, given in top.named("data").items()},
         variants=variants,
         baseline=_baseline(top, variants),
         tuning=tuning,
@@ -230,9 +233,12 @@ def _check_options(top: _Section, study: Study) -> None:
             for data in study.data.values():
                 if option in data.overrides:
                     raise top.error(f"data.{data.name}.overrides.{option}", "is tuned as well; leave out one of them")
+                if option in data.refit:
+                    raise top.error(f"refit of {data.name}", f"{option} is tuned as well; leave out one of them")
         for data in study.data.values():
             for option in data.repeats.options:
-                if option in study.ranges(variant) or option in {**data.overrides, **variant.overrides}:
+                given = {**data.overrides, **variant.overrides, **data.refit}
+                if option in study.ranges(variant) or option in given:
                     raise top.error(
                         f"repeats of {data.name}", f"{option} is set or tuned as well; leave out one of them"
                     )
@@ -249,8 +255,10 @@ def _baseline(top: _Section, variants: Mapping[str, Variant]) -> str:
     return given
 
 
-def _data_set(top: _Section, name: str, given: object, repeats: Repeats | None, tuning: Tuning | None) -> DataSet:
-    section = top.inner(f"data.{name}", given, ("config", "overrides", "repeats"))
+def _data_set(
+    top: _Section, name: str, given: object, repeats: Repeats | None, tuning: Tuning | None, refit: Mapping[str, Any]
+) -> DataSet:
+    section = top.inner(f"data.{name}", given, ("config", "overrides", "refit", "repeats"))
     own = _repeats(section, "repeats") if section.has("repeats") else repeats
     if own is None:
         raise section.error("repeats", "is missing, here and for all data sets")
@@ -261,7 +269,8 @@ def _data_set(top: _Section, name: str, given: object, repeats: Repeats | None, 
     config = top.file.parent / section.take("config", str)
     if not config.is_file():
         raise section.error("config", f"no configuration file at {config}")
-    return DataSet(name, config, section.options("overrides"), own)
+    own_refit = _refit(section, tuning) if section.has("refit") else refit
+    return DataSet(name, config, section.options("overrides"), own, own_refit)
 
 
 def _variant(top: _Section, name: str, given: object, tuning: Tuning | None) -> Variant:
@@ -278,6 +287,12 @@ def _variant(top: _Section, name: str, given: object, tuning: Tuning | None) -> 
     if ranges and tuning is None:
         raise section.error("ranges", "needs tune, which says by what and how often")
     return Variant(name, section.options("overrides"), ranges)
+
+
+def _refit(section: _Section, tuning: Tuning | None) -> dict[str, Any]:
+    if section.has("refit") and tuning is None:
+        raise section.error("refit", "is what changes once tuning is over; without tune, give overrides")
+    return section.options("refit")
 
 
 def _repeats(outer: _Section, key: str) -> Repeats:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ika_lightning.output import write_output
 from ika_lightning.pictures.canvas import to_pixels, to_png
 from ika_lightning.pictures.page import gallery, page, picture, table
-from ika_lightning.study.cells import cells_of
+from ika_lightning.study.cells import cells_of, written
 from ika_lightning.study.comparison import Comparison, compare
 from ika_lightning.study.definition import Study
 from ika_lightning.study.drawing import forest, strip, time_beside
@@ -183,6 +183,11 @@ def _how(study: Study, rows: Sequence[Row]) -> list[str]:
             f"Tuning: {tuning.trials} trials of each variant on each data set ({tuning.sampler}, seed {tuning.seed}), "
             f"by {tuning.metric} on validation data ({on}). Test data was used once in each cell, after that."
         )
+        refits = {data.name: data.refit for data in study.data.values() if data.refit}
+        for changes in {str(changes): changes for changes in refits.values()}.values():
+            on = ", ".join(name for name in refits if refits[name] == changes)
+            options = ", ".join(f"{option}={written(value)}" for option, value in changes.items())
+            said.append(f"On {on}, what was tested was trained with {options}, unlike the trials.")
     else:
         said.append("Nothing was tuned. Test data was used once in each cell.")
     said.append(

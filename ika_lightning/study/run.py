@@ -221,7 +221,7 @@ class Runner:
 
     def _make_cell(self, task: _CellTask, claim: Claim) -> str:
         cell = task.cell
-        words = words_of(cell.data, cell.variant, cell.repeat, task.chosen)
+        words = words_of(cell.data, cell.variant, cell.repeat, task.chosen, refit=True)
         job: Job[Outcome]
         if cell.variant.reference is None:
             job = FitAndTest(words)
@@ -241,6 +241,7 @@ class Runner:
             seconds=outcome.seconds,
             processor_seconds=outcome.processor_seconds,
             peak_memory=outcome.peak_memory,
+            updates=outcome.updates,
             chosen=task.chosen,
             at_ends=task.at_ends,
             versions=_versions(),

@@ -27,6 +27,7 @@ class Row:
         seconds: Of the training, by the clock.
         processor_seconds: Of the training, of all its threads together.
         peak_memory: Of its process, in MB; None where that is not known.
+        updates: Of the weights, until the best checkpoint, which is tested; None of a reference.
         chosen: The values that tuning chose, by option.
         at_ends: Options whose value is at an end of its range, and which end; widened ranges included.
         versions: Versions of what computed it.
@@ -42,6 +43,7 @@ class Row:
     seconds: float
     processor_seconds: float
     peak_memory: float | None
+    updates: int | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
     at_ends: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def to_csv(rows: Sequence[Row]) -> bytes:
             "seconds": round(row.seconds, 1),
             "processor_seconds": round(row.processor_seconds, 1),
             "peak_memory_mb": None if row.peak_memory is None else round(row.peak_memory),
+            "updates": row.updates,
             "chosen": json.dumps(row.chosen),
             "at_ends": json.dumps(row.at_ends),
             "configuration": row.identity.configuration,
@@ -92,4 +95,6 @@ def to_csv(rows: Sequence[Row]) -> bytes:
         }
         for row in rows
     ]
-    return pd.DataFrame(flat).to_csv(index=False, lineterminator="\n").encode()
+    # whole numbers, also where some are missing
+    table = pd.DataFrame(flat).astype({"updates": "Int64"} if flat else {})
+    return table.to_csv(index=False, lineterminator="\n").encode()

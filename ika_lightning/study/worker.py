@@ -87,12 +87,14 @@ class Outcome:
         seconds: Of the training, by the clock.
         processor_seconds: Of the training, of all its threads together.
         peak_memory: Of the process, in MB; on a GPU what tensors took there. None where the system does not tell.
+        updates: Of the weights, until the best checkpoint; None of a reference.
     """
 
     measures: Mapping[str, float]
     seconds: float
     processor_seconds: float
     peak_memory: float | None
+    updates: int | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def _fit(words: list[str], folder: Path) -> tuple[Path, Outcome]:
     if not isinstance(callback, ModelCheckpoint) or not callback.best_model_path:
         raise UsageError("the training has kept no best checkpoint: it has to validate, and to save checkpoints")
     best = Path(callback.best_model_path)
-    return best, Outcome(dict(read_checkpoint(best)[MEASURED]), seconds, processor, _peak_memory())
+    kept = read_checkpoint(best)
+    return best, Outcome(dict(kept[MEASURED]), seconds, processor, _peak_memory(), kept["global_step"])
 
 
 def _test(best: Path) -> dict[str, float]:

@@ -72,6 +72,13 @@ def test_a_data_set_may_have_repeats_of_its_own(tmp_path: Path) -> None:
     assert read_study(write(tmp_path, {"data|hills": own})).data["hills"].repeats.values == (0, 2, 3, 7)
 
 
+def test_a_data_set_may_have_a_refit_of_its_own(tmp_path: Path) -> None:
+    every, own = {"data.val_fraction": 0.0}, {"trainer.max_epochs": 5}
+    assert read_study(write(tmp_path, {"refit": every})).data["hills"].refit == every
+    hills = {**WHOLE["data"]["hills"], "refit": own}
+    assert read_study(write(tmp_path, {"refit": every, "data|hills": hills})).data["hills"].refit == own
+
+
 LR = "tune|ranges|model.optimizer.lr"
 WRONG = {
     "no baseline": ({"baseline": None}, "baseline: is missing"),
@@ -131,6 +138,18 @@ WRONG = {
     ),
     "arguments of none": ({"variants|MIKAN|arguments": {"n": 1}}, "variants.MIKAN.arguments: those are of a reference"),
     "ranges without tune": ({"tune": None}, "variants.MIKAN.ranges: needs tune, which says by what and how often"),
+    "tuned and refitted": (
+        {"refit": {"model.optimizer.lr": 0.1}},
+        "refit of hills: model.optimizer.lr is tuned as well",
+    ),
+    "repeated and refitted": (
+        {"data|hills|refit": {"data.seed": 1}},
+        "repeats of hills: data.seed is set or tuned as well",
+    ),
+    "refit without tune": (
+        {"tune": None, "variants|MIKAN|ranges": None, "refit": {"data.val_fraction": 0.0}},
+        "refit: is what changes once tuning is over; without tune, give overrides",
+    ),
     "threads": ({"threads": 0}, "threads: must be at least 1, got 0"),
     "a list": ({"data": ["hills"]}, "data must be names with values, got '[hills]'"),
 }
@@ -186,6 +205,15 @@ class TestCells:
             "--seed_everything=2",
         ]  # fmt: skip
 
+    def test_a_refit_is_on_top_once_tuning_is_over(self, tmp_path: Path) -> None:
+        changed = {"refit": {"trainer.max_epochs": 7, "checkpoint.monitor": None}}
+        study = read_study(write(tmp_path, changed))
+        hills, mikan = study.data["hills"], study.variants["MIKAN"]
+        trial, cell = (words_of(hills, mikan, 2, {}, refit=refit)[2:] for refit in (False, True))
+        repeat = ["--data.seed=2", "--seed_everything=2"]
+        assert trial == ["--trainer.max_epochs=3", "--model.attention=MIKAN", *repeat]
+        assert cell == ["--trainer.max_epochs=7", "--model.attention=MIKAN", "--checkpoint.monitor=null", *repeat]
+
     def test_words_that_yaml_takes_for_something_else_stay_words(self, study: Study) -> None:
         hills = study.data["hills"]
         values = {"a": "No", "b": None, "c": True, "d": [1, "x"], "e": {"k": math.inf}, "f": "x y", "g": "1"}
@@ -210,6 +238,7 @@ class TestCells:
             ({"variants|trees|arguments": {"random_state": 1}}, {"trees"}),
             ({"tune|trials": 7}, every - {"trees"}),
             ({"threads": 2}, every),
+            ({"refit": {"data.val_fraction": 0.0}}, every),
             # more to report, to compare and to repeat leaves what is done what it is
             ({"report|test/mae": "min"}, set()),
             ({"variants|RBF": {"overrides": {"model.attention": "RBF"}}}, set()),

@@ -188,6 +188,19 @@ def test_each_repeat_may_tune_for_itself(running: Running, sampler: str) -> None
     assert set(seeds) == {"--seed_everything=3", "--seed_everything=5"} and min(seeds.values()) >= 8
 
 
+def test_cells_are_refitted_and_trials_are_not(running: Running) -> None:
+    change(running.folder, refit={"data.val_fraction": 0.0, "checkpoint.monitor": None})
+    worker = Pretender()
+    running.run(worker)
+    refit = {"--data.val_fraction=0.0", "--checkpoint.monitor=null"}
+    assert all(refit < {*words} for words in worker.of(FitAndTest, FitReference))
+    assert not any(refit & {*words} for words in worker.of(Fit))
+    # and is looked at before the first training
+    assert isinstance(worker.jobs[0], Check)
+    assert {refit < {*words} for _, words in worker.jobs[0].variants} == {False, True}
+    assert "with data.val_fraction=0.0, checkpoint.monitor=null, unlike the trials." in running.report()
+
+
 def test_nothing_need_be_tuned(running: Running) -> None:
     given = yaml.safe_load((running.folder / "small.yaml").read_text())
     del given["tune"]

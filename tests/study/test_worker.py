@@ -43,10 +43,20 @@ def test_a_training_and_its_test(folder: Path) -> None:
     assert {"val/rmse", "test/rmse", "test/r2"} <= outcome.measures.keys()
     assert all(np.isfinite(value) for name, value in outcome.measures.items() if name != "val/r2")
     assert outcome.processor_seconds > 0 and outcome.seconds > 0
+    # two batches of twenty, in one epoch or two
+    assert outcome.updates in (2, 4)
     parts = served(folder)
     assert parts.count("test") == 1 and parts[-1] == "test"
     # nothing but its own folder is written to
     assert {file.name for file in folder.iterdir()} == {"hills.csv", "hills.yaml", "small.yaml", "watched", "job"}
+
+
+@pytest.mark.filterwarnings("ignore:.*Lightning", "ignore:Total length", "ignore:The dirpath has changed")
+def test_without_validation_the_last_weights_are_tested(folder: Path) -> None:
+    words = ["--data.val_fraction=0.0", "--checkpoint.monitor=null", "--early_stopping.strict=false"]
+    outcome = FitAndTest([*WORDS, *words]).run(folder / "job")
+    assert outcome.measures.keys() == {"test/loss", "test/rmse", "test/mae", "test/r2"} and outcome.updates == 6
+    assert "val" not in served(folder)
 
 
 def test_a_trial_does_not_touch_test_rows(folder: Path) -> None:
