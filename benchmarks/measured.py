@@ -220,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "text": lambda: means(text(), 1, less_is_better=False, first="attention"),
     "text-gains": lambda: gains(text(), 1, "DotProduct", less_is_better=False, first="over DotProduct"),
     "pretrained": lambda: means(pretrained(), 1, less_is_better=False, first="attention"),
+    "pretrained-gains": lambda: gains(pretrained(), 1, "DotProduct", less_is_better=False, first="over DotProduct"),
     "translation": translation,
     "translation-short": lambda: means(short_translation(), 3, less_is_better=True, first="attention"),
     "nodes": lambda: means(nodes(), 2, less_is_better=False, first="convolution"),

@@ -130,7 +130,7 @@ def draw_fit(
     else:
         caption += "There are no intervals."
     figure, axes = panels(
-        3, 1, f"Fit of {unit}: RMSE {rmse:.4g}", caption, width=3.8, height=1.35, left=0.75, gap=(0, 0.5), top=0.4
+        3, 1, f"Fit of {unit}: RMSE {rmse:.4g}", caption, width=3.8, height=1.35, left=0.75, gap=(0, 0.5), top=0.55
     )
     (over,), (left,), (against,) = axes
     many = len(x) > _MANY_POINTS
@@ -155,7 +155,8 @@ def draw_fit(
     over.plot(x, y, line, color=COLOURS[0], linewidth=0.9, markersize=3, label="prediction", rasterized=many)
     over.plot(x, truth, "o", markersize=4 if len(x) <= 200 else 2.5, label="truth", **ring)
     over.set(xlabel="row of the table", ylabel=shortened(unit, 22))
-    over.legend(loc="upper left", handlelength=1.2)
+    # above, where it hides no row
+    over.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, handlelength=1.2, borderaxespad=0.1)
     left.axhline(0.0, color=GREY, linestyle="--", linewidth=0.8)
     left.plot(x, y - truth, ".", color=COLOURS[0], markersize=3, rasterized=many)
     left.set(xlabel="row of the table", ylabel=shortened(f"residual, {unit}", 22))
