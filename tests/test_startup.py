@@ -88,6 +88,59 @@ assert bert.AutoModel.from_pretrained.__func__ is transformers.AutoModel.from_pr
     imported_by(code, tmp_path)
 
 
+# What Lightning imports on the way, as torchvision has it: of modules that are stood in for, modules within them.
+VISION = """
+from torch._dynamo.utils import is_compile_supported
+import torch._dynamo.config
+import transformers.models.bert
+"""
+
+
+def test_others_import_what_is_in_a_module_that_is_left_out(tmp_path: Path) -> None:
+    """As of torchvision, in the release that Lightning finds by its metadata, and imports for metrics of pictures."""
+    pytest.importorskip("transformers", reason="what it imports is of transformers, too")
+    (tmp_path / "torchvision-0.26.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.26.0.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.26.0\n")
+    (tmp_path / "torchvision" / "models").mkdir(parents=True)
+    (tmp_path / "torchvision" / "__init__.py").write_text(VISION)
+    (tmp_path / "torchvision" / "models" / "__init__.py").write_text("resnet50 = 'the network'")
+    code = """
+import sys
+from ika_lightning.cli.startup import import_lightning
+import_lightning()
+left_out = [name for name in sys.modules if name.startswith(("torch._dynamo", "transformers", "torchvision"))]
+assert left_out == [], left_out
+import torch, torchmetrics
+arniqa = sys.modules["torchmetrics.functional.image.arniqa"]
+assert "_dynamo" not in vars(torch)
+assert arniqa._TORCHVISION_AVAILABLE and arniqa.resnet50._found() == 'the network'
+import torchvision, torch._dynamo.utils
+assert torchvision.is_compile_supported is torch._dynamo.utils.is_compile_supported
+"""
+    imported_by(code, tmp_path)
+
+
+def test_what_is_used_while_others_are_imported_is_there(tmp_path: Path) -> None:
+    """A decorator of the compiler, at the import of a module that uses it."""
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "__init__.py").write_text("def add(x):\n    return x + 1")
+    (tmp_path / "package" / "inner" / "__init__.py").write_text("number = 3\ndef double(x):\n    return 2 * x")
+    code = """
+import sys
+from ika_lightning.cli import startup
+with startup._stood_in_for(["package"]):
+    from package import add
+    from package.inner import double
+    import package.inner as before
+    assert isinstance(sys.modules["package"], startup._StandIn)
+    assert (double(4), add(4)) == (8, 5)
+    import package.inner as after
+    assert isinstance(before, startup._StandIn) and after.number == 3
+assert sys.modules["package.inner"] is after and not any(type(x).__name__ == "_StandInFinder" for x in sys.meta_path)
+"""
+    imported_by(code, tmp_path)
+
+
 def test_a_function_is_kept_from_the_compiler_once_there_is_one() -> None:
     seen: list[bool] = []
 

@@ -168,8 +168,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
         ...     print((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
         torch.float32
     """
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+
+
+def _has_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
+
+
+# Compilers before that of PyTorch 2.12 cannot look into it; what torch.compiler.assume_constant_result does, without
+# importing the compiler.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _widened(call: Call, dtype: torch.dtype) -> Call:

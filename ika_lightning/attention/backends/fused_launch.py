@@ -66,10 +66,12 @@ _HALF: _Sizes = {
     "key gradient": ((96, Tile(32, 128, 8, 2)), (128, Tile(16, 128, 8, 2)), (WIDEST, _SMALL)),
 }
 _HALF_HOPPER: _Sizes = {
-    "forward": ((256, Tile(128, 64, 8, 2)), (WIDEST, Tile(128, 32, 8, 2))),
-    "query gradient": ((192, Tile(128, 64, 8, 2)), (256, Tile(128, 32, 8, 2)), (WIDEST, Tile(64, 32, 8, 2))),
-    "key gradient": ((192, Tile(32, 128, 8, 2)), (256, Tile(32, 64, 8, 2)), (WIDEST, _SMALL)),
-}
+    "forward": ((192, Tile(64, 128, 4, 2)), (256, Tile(128, 64, 4, 2)), (WIDEST, Tile(128, 32, 8, 2))),
+    "query gradient": (
+        (160, Tile(64, 128, 4, 2)), (192, Tile(128, 32, 4, 3)), (256, Tile(64, 64, 4, 2)), (WIDEST, Tile(64, 32, 8, 2)),
+    ),
+    "key gradient": ((192, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 3)), (WIDEST, _SMALL)),
+}  # fmt: skip
 _FLOAT32: _Sizes = {
     "forward": ((128, Tile(32, 16, 8, 2)), (192, Tile(32, 32, 8, 2)), (WIDEST, _SMALLEST)),
     "query gradient": ((128, Tile(32, 16, 8, 2)), (192, Tile(32, 32, 8, 2)), (WIDEST, Tile(32, 16, 8, 2))),
@@ -92,7 +94,7 @@ def tile_for(kernel: str, widths: Widths, itemsize: int, arch: int = 80) -> Tile
 
     Example:
         >>> tile_for("forward", Widths(64, 64, 64), 2, arch=90)
-        Tile(rows=128, columns=64, num_warps=8, num_stages=2)
+        Tile(rows=64, columns=128, num_warps=4, num_stages=2)
     """
     sizes = _FLOAT32 if itemsize > 2 else _HALF if arch < 90 else _HALF_HOPPER
     width = widths.padded.total
