@@ -65,7 +65,8 @@ def computed(parts: dict[str, Tensor | None], is_causal: bool, backend: str) -> 
         **leaves, mask=Mask(keys=keys[None], causal=is_causal), dropout_p=0.0, floor=1e-5, need_weights=False
     ).without_unattended()
     out, _ = attend(call, backend)
-    weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+    # in float16, PyTorch counts its numbers in float16 as well: NaN beyond 65,504
+    weights = torch.linspace(-1, 2, out.numel(), dtype=torch.float64, device=out.device).view_as(out).to(out.dtype)
     present = [x for x in leaves.values() if x is not None]
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), present)]
 
