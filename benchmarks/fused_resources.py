@@ -5,9 +5,10 @@
 
 A configuration is a pass with the tile that it takes for its widths (d of the exponent, R of the features, e of the
 values), dtype and architecture; causal calls are compiled, which have all the code. Registers are those of a thread, of
-which there are 255 at most. Spills are instructions that store what no register was left for; half precision, for
-which tiles are chosen, has none. Shared memory is in bytes: a program may have 166,912 on sm_80, 232,448 on sm_90, and
-about 101,376 on cards for desktops, which run what is compiled for sm_80.
+which there are 255 at most. Spills are instructions that store what no register was left for. On sm_80
+half precision has none, by which tiles were chosen there; on sm_90 they were chosen by time, on an H200, where large
+tiles that spill a little are faster than smaller ones that do not. Shared memory is in bytes: a program may have
+166,912 on sm_80, 232,448 on sm_90, and about 101,376 on cards for desktops, which run what is compiled for sm_80.
 """
 
 from __future__ import annotations

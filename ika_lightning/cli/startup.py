@@ -20,7 +20,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -69,8 +69,10 @@ def _step_aside(name: str) -> None:
 class _StandIn(ModuleType):
     """A module of which names can be imported, but nothing is used yet."""
 
-    # that of a package, so that modules in it are looked for
-    __path__: ClassVar[list[str]] = []
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # that of a package, so that modules in it are looked for
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

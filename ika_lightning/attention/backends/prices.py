@@ -1,6 +1,6 @@
 """What an operation costs on a device: all that ``backend="auto"`` knows of processors.
 
-Shipped are prices that were measured on a CPU, and a guess for accelerators, of which none has been measured.
+Shipped are prices that were measured on a CPU, and a guess for accelerators.
 ``python -m ika_lightning calibrate`` measures those of this machine and writes them into a file of the user's, which
 comes before what is shipped.
 """
@@ -40,7 +40,7 @@ _CPU = {
 
 # An accelerator does some ten thousand multiply-adds in the time of one on a core, and passes over memory at some
 # hundred numbers in it, so an entry costs as many products as a pass over it costs bytes. Loops in Python cost what
-# they cost on the host: some 20 us for each launch. Reckoned from data sheets; no accelerator has been measured yet.
+# they cost on the host: some 20 us for each launch. Reckoned from data sheets, not fitted to any card.
 _ACCELERATOR = {
     "dense entry": 2500,
     "dense causal entry": 500,
