@@ -168,7 +168,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """Predict targets.
+        """Predict targets, in float64: the prediction for a row is the same in any company.
 
         Args:
             X: Rows as in :meth:`fit`. Columns of a DataFrame are found by name.
@@ -294,10 +294,16 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             optimizer=partial(torch.optim.AdamW, lr=self.learning_rate),
         )
 
+    def _load(self) -> tuple[Regression, RegressionData]:
+        # float32 products of matrices round by how many rows are asked together, in digits that scikit-learn looks at
+        model, data = super()._load()
+        return model.double(), data
+
     def _predict(self, X: Any) -> RowPredictions:
         model, data = self._fitted()
         table = self._table(X, reset=False)
         batch = data.learned.encode(table, "X", labelled=False)
+        batch = batch._replace(features=batch.features.double())
         with torch.inference_mode():
             parts = [
                 model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
