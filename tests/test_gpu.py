@@ -165,12 +165,13 @@ def test_convolutions_compute_what_they_do_on_a_cpu(name) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_compile_without_a_break_in_the_graph(name) -> None:
     torch.manual_seed(0)
-    layer, x = LAYERS[name]().eval().to(DEVICE), torch.randn(2, 67, 48, device=DEVICE)
+    results: list[tuple[torch.Tensor, ...]] = []
+    layer, x = LAYERS[name]().eval().to(DEVICE), torch.randn(2, 67, 48, device=DEVICE, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="inductor" if DEVICE == "cuda" else "aot_eager")
-    with torch.no_grad():
-        torch.testing.assert_close(
-            compiled(x, x, x, need_weights=False)[0], layer(x, x, x, need_weights=False)[0], rtol=1e-3, atol=1e-4
-        )
+    for module in (compiled, layer):
+        out, _ = module(x, x, x, need_weights=False)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), x)))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,9 @@ def on_circle(phase: Tensor, radius: float) -> Tensor:
         >>> on_circle(torch.zeros(1), radius=3.0)
         tensor([3., 0.])
     """
-    points: Tensor = _OnCircle.apply(phase, radius)
+    # a compiler fuses operations itself, and cannot look into a function with a derivative along directions
+    function = _OnCircle.forward if torch.compiler.is_compiling() else _OnCircle.apply
+    points: Tensor = function(phase, radius)
     return points
 
 
@@ -254,6 +256,11 @@ def on_modulated_circle(phases: Tensor, radius: float) -> Tensor:
         >>> on_modulated_circle(torch.zeros(2), radius=3.0)
         tensor([3., 0.])
     """
+    if torch.compiler.is_compiling():
+        # see on_circle
+        phase, of_radius = phases.chunk(2, -1)
+        amplitude = of_radius.cos() * radius
+        return torch.cat([phase.cos() * amplitude, phase.sin() * amplitude], -1)
     points: Tensor = _OnModulatedCircle.apply(phases, radius)[0]
     return points
 

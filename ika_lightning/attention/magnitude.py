@@ -169,7 +169,9 @@ def norm(x: Tensor, p: Exponent | Tensor = 2.0) -> Tensor:
         if number == math.inf:
             return x.abs().amax(-1)
         p = x.new_full((), number)
-    result: Tensor = _Norm.apply(x, p.to(x.dtype))[0]
+    # a compiler fuses operations itself, and cannot look into a function with a derivative along directions
+    function = _Norm.forward if torch.compiler.is_compiling() else _Norm.apply
+    result: Tensor = function(x, p.to(x.dtype))[0]
     return result
 
 

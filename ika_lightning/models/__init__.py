@@ -1,5 +1,6 @@
 """Backbones made of attention: what the tasks share."""
 
+from ika_lightning.models.compiled import compile_layers
 from ika_lightning.models.draws import SpectralDraws
 from ika_lightning.models.encoder import AttentionFactory, Encoder, EncoderLayer
 from ika_lightning.models.encoder_decoder import DecoderLayer, EncoderDecoder
@@ -22,4 +23,5 @@ __all__ = [
     "RowTransformer",
     "SpectralDraws",
     "TextClassifier",
+    "compile_layers",
 ]

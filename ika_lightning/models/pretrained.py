@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,11 @@ class PretrainedClassifier(Network):
         layers = self.encoder.get_submodule(self.path)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile layer by layer: layers share what is compiled."""
+        for layer in self.layers:
+            layer.compile(*args, **options)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits of the classes.

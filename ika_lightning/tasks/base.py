@@ -28,6 +28,7 @@ from ika_lightning.attention import attention_kl
 from ika_lightning.data.base import DataModule
 from ika_lightning.data.messages import say
 from ika_lightning.internals import trainer_of
+from ika_lightning.models import compile_layers
 from ika_lightning.protocols import HasFingerprints
 from ika_lightning.tasks.layers import name_layer
 from ika_lightning.tasks.mean import WeightedMean
@@ -78,8 +79,8 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         optimizer: Called with the parameters.
         scheduler: Called with the optimizer and stepped each ``scheduler_interval``; None keeps the learning rate.
         kl_weight: Weight of the attention's regulariser in the training loss.
-        compile: Compile the network with ``torch.compile`` when training starts. The keys of the state dict stay what
-            they are. Testing and predicting are not compiled.
+        compile: Compile the network's layers with ``torch.compile`` when training starts. The keys of the state dict
+            stay what they are. Testing and predicting are not compiled.
         init_from: A checkpoint whose weights a new training starts from.
 
     Attributes:
@@ -477,8 +478,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             # for the scheduler to start from it as well
             self.trainer.strategy.setup_optimizers(self.trainer)
         if self.compiles:
-            # in place: torch.compile(net) would rename the keys of the state dict
-            self.net.compile()
+            compile_layers(self.net)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of the batch."""

@@ -901,3 +901,20 @@ def test_masks_of_integers_are_refused(dtype, mask, shape):
     """0 and 1 could mean either of two things."""
     with pytest.raises(TypeError, match=rf"{mask} must be boolean \(True = ignore\) or floating .* got {dtype}"):
         build("DotProduct")(*inputs(), **{mask: torch.zeros(shape, dtype=dtype)})
+
+
+COMPILED = ["DotProduct", "RBF", "RBF learned", "IKANDirect stationary", "IKANDirect exact", "IKAN exact", "MIKAN"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_training_step_compiles_without_a_break_in_the_graph(name):
+    layer, x = build(name).train(), randn(1, BATCH, QUERIES, WIDTH).requires_grad_()
+
+    def step(attention: nn.Module) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        out, _ = attention(x, x, x, need_weights=False, is_causal="IKANDirect" in name)
+        loss = (out * randn(2, *out.shape)).sum() + attention_kl(layer)
+        return [out, *torch.autograd.grad(loss, [x, *layer.parameters()], allow_unused=True)]
+
+    torch._dynamo.reset()
+    assert_close(step(torch.compile(layer, backend="eager", fullgraph=True)), step(layer))

@@ -60,7 +60,16 @@ def fit(name: str, task: dict[str, Any] | None = None, **options: Any) -> base.T
     return fitted
 
 
+# the compiler's own filter hides it, unless warnings are errors
+kept_to_itself = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def has_compiled(net: torch.nn.Module) -> bool:
+    return any(module._compiled_call_impl is not None for module in net.modules())
+
+
 @pytest.mark.slow
+@kept_to_itself
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # what the compiler does with autograd functions
 @pytest.mark.parametrize("name", sorted(set(TASKS) - {"node_classification"}))  # PyG breaks that graph
 def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,13 +78,15 @@ def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
-    compiled, plain = fit(name, {"compile": True}), fit(name)
-    assert compiled.net._compiled_call_impl is not None and plain.net._compiled_call_impl is None
+    # without dropout, whose backward this backend gives other strides than it expects
+    compiled, plain = fit(name, {"compile": True, "dropout": 0.0}), fit(name, {"dropout": 0.0})
+    assert has_compiled(compiled.net) and not has_compiled(plain.net)
     assert not counters["graph_break"]
     torch.testing.assert_close(dict(compiled.state_dict()), dict(plain.state_dict()))  # keys, and values
 
 
 @pytest.mark.slow
+@kept_to_itself
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated")  # PyTorch's use of it
 def test_compiled_by_the_default_compiler() -> None:
