@@ -15,7 +15,7 @@ over graphs take it as it is. One of frequencies, a subclass of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -121,6 +121,7 @@ class Bochner(Fourier):
         return torch.full_like(phase, 1.0 / phase.size(-1)), phase
 
 
+@dataclass(frozen=True, eq=False)
 class Yaglom(Fourier):
     r"""Random Fourier features of any kernel, from pairs of frequencies.
 
@@ -147,17 +148,19 @@ class Yaglom(Fourier):
         True
     """
 
+    _halves: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make half the sums of pairs and half their differences, (..., 2M, d), once for queries and keys."""
+        first, second = self.frequencies
+        middle = torch.lerp(first, second, 0.5)
+        # what a frozen dataclass does itself
+        object.__setattr__(self, "_halves", torch.cat([middle, first - middle], -2))
+
     def __call__(self, x: Tensor) -> Tensor:
         """Map queries or keys to features."""
         self._check_width(x)
-        first, second = self.frequencies
-        own = first.dim() == 4
-        if own:
-            # fewer points than frequencies, most often, as each sequence has its own
-            first, second = phase(x, first), phase(x, second)
-        halves = torch.cat([(first + second) / 2, (first - second) / 2], -1 if own else -2)
-        phases = halves if own else phase(x, halves)
-        return on_modulated_circle(phases, self.frequencies[0].size(-2) ** -0.5)
+        return on_modulated_circle(phase(x, self._halves), self.frequencies[0].size(-2) ** -0.5)
 
     def amplitude_and_offset(self, phase: Tensor) -> tuple[Tensor, Tensor]:
         r"""Return :math:`a = \cos((u - w) \cdot q / 2) / 2M` and :math:`\alpha = (u + w) \cdot q / 2`, each twice."""
@@ -273,7 +276,8 @@ class _OnModulatedCircle(torch.autograd.Function):
         cos, sin = phases.cos(), phases.sin()
         half = phases.size(-1) // 2
         amplitude = cos[..., half:] * radius
-        points = torch.empty_like(phases)
+        # in one piece, as products of matrices want them, whatever the order in which a product has made the phases
+        points = phases.new_empty(phases.shape)
         points[..., :half].copy_(cos[..., :half]).mul_(amplitude)
         points[..., half:].copy_(sin[..., :half]).mul_(amplitude)
         return points, cos, sin
@@ -298,7 +302,8 @@ class _OnModulatedCircle(torch.autograd.Function):
         half = phases.size(-1) // 2
         (cos_c, _), (sin_c, sin_e) = cos.split(half, -1), sin.split(half, -1)
         of_cos, of_sin = grad.split(half, -1)
-        result = torch.empty_like(grad)
+        # in the order of the phases, in which the product that made them is differentiated
+        result = grad.new_empty_strided(phases.size(), phases.stride())
         result[..., :half].copy_(torch.addcmul(of_sin * points[..., :half], of_cos, points[..., half:], value=-1))
         result[..., half:].copy_(torch.addcmul(of_cos * cos_c, of_sin, sin_c)).mul_(sin_e).mul_(-ctx.radius)
         return result, None

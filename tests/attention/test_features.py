@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ika_lightning.attention.features import Bochner, Yaglom, fourier
+from ika_lightning.attention.features import Bochner, Yaglom, fourier, on_modulated_circle
 
 HEADS, WIDTH = 3, 5
 
@@ -137,3 +137,12 @@ def test_gradcheck(stationary, lead):
     tensors = (x, *frequencies)
     assert torch.autograd.gradcheck(attend, tensors, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(attend, tensors)
+
+
+def test_points_are_in_one_piece_and_their_gradient_is_in_the_order_of_the_phases():
+    """Products of matrices come before and after, and would copy what is not as they take it."""
+    phases = randn(1, 3, 2, 5, 14).transpose(0, 1).requires_grad_()
+    points = on_modulated_circle(phases, 0.5)
+    assert points.is_contiguous()
+    (grad,) = torch.autograd.grad(points.sin().sum(), phases)
+    assert grad.stride() == phases.stride() != points.stride()
