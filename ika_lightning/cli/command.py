@@ -123,7 +123,7 @@ class SaveConfig(SaveConfigCallback):
         # only that of another run is a part of what this one is
         config = self.config.clone()
         config.ckpt_path = self.run.origin and str(self.run.origin)
-        self.text = self.parser.dump(config, skip_unset=False)
+        self.text = self.parser.dump(config, skip_unset=False, skip_validation=True)
         self.record = {**self.run.about, **record(trainer.datamodule)}  # type: ignore[attr-defined]
         here = str(self.run.checkpoint)
         if here != (first := trainer.strategy.broadcast(here)):
@@ -395,7 +395,9 @@ class Command(LightningCLI):
             ckpt_path: What to go on from.
             **kwargs: What else the trainer is given.
         """
-        trainer, config = self.trainer, yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False))
+        trainer = self.trainer
+        # what was parsed is valid
+        config = yaml.safe_load(self._parser("fit").dump(self.config.fit, skip_unset=False, skip_validation=True))
         # what Lightning finds by itself is nothing that a run is known by
         wanted = None if ckpt_path in KEYWORDS and ckpt_path != "last" else ckpt_path
         writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ pictures may be made later, when the weights have moved on.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections.abc import Callable
@@ -112,6 +113,8 @@ class GraphRecording(Recording):
 class Recorder:
     """Records the attention layers of a model while it is entered; of each, the first call. It may be entered again.
 
+    What is compiled is called without the compiler for as long, as it would call no hooks.
+
     No model stops for being watched: a layer of which no copy can be made, such as one around a core of somebody
     else's, is left out, with a line in the log.
 
@@ -138,6 +141,8 @@ class Recorder:
         self.recordings: dict[str, Recording] = {}
         self.max_sequences, self.max_queries = max_sequences, max_queries
         self._layers = attention_layers(model)
+        self._is_compiled = _is_compiled(model)
+        self._without_compiler = contextlib.ExitStack()
         # what each spectrum and copula returned last
         self._drawn: dict[nn.Module, Any] = {}
         self._handles: list[RemovableHandle] = []
@@ -145,6 +150,8 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self.recordings = {}
+        if self._is_compiled:
+            self._without_compiler.enter_context(torch.compiler.set_stance("force_eager"))
 
         # a function, which copies of the core share with it, and no method, which they would copy with all of this
         def keep(part: nn.Module, _: Any, drawn: Any) -> None:
@@ -162,6 +169,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._without_compiler.close()
         for handle in self._handles:
             handle.remove()
         self._handles, self._drawn = [], {}
@@ -223,6 +231,15 @@ class Recorder:
             )
 
         return record
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, is compiled: in place, or as what ``torch.compile`` has returned."""
+    # to ask the compiler would import it, which takes seconds
+    return any(
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
 
 
 def attention_layers(model: nn.Module) -> dict[str, tuple[nn.Module, Core]]:

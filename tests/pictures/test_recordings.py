@@ -114,6 +114,33 @@ def test_recording_changes_nothing(training) -> None:
     assert not any(module._forward_hooks for module in layer.modules())
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_layer_is_recorded_and_stays_compiled(in_place) -> None:
+    layer, calls = trained(LAYERS["implicit"](HEADS * WIDTH, HEADS)), []
+    x = torch.randn(SEQUENCES, KEYS, HEADS * WIDTH).double()
+
+    def compiler(graph, _):
+        calls.append(graph)
+        return graph.forward
+
+    with Recorder(layer) as recorder:
+        layer(x, x, x, need_weights=False)
+    expected = attention_weights(recorder.recordings[""])
+    torch._dynamo.reset()
+    if in_place:
+        layer.compile(backend=compiler)
+    else:
+        layer = torch.compile(layer, backend=compiler)
+    recorder = Recorder(layer)
+    for _ in range(2):
+        layer(x, x, x, need_weights=False)
+        with recorder:
+            layer(x, x, x, need_weights=False)
+        (recording,) = recorder.recordings.values()
+        assert attention_weights(recording).equal(expected) and recording.frequencies
+    assert len(calls) == 1
+
+
 def test_the_first_call_counts_and_each_entry_starts_anew() -> None:
     layer = DotProduct(8, 2, batch_first=True)
     with Recorder(layer) as recorder:
