@@ -7,11 +7,13 @@ import pytest
 import torch
 from tiny_encoders import configuration, make_encoder, minilm
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
 from ika_lightning.attention.parameters import kernel_parameters
 from ika_lightning.hub import ENCODERS, read_config, read_tokenizer, read_weights
+from ika_lightning.models import compile_layers
 
 pytest.importorskip("transformers")
 
@@ -153,3 +155,18 @@ def test_a_tokenizer_encodes_as_its_own_does():
     assert [[*tokenizer.first, *ids, *tokenizer.last] for ids in tokenizer.encode(sentences)] == expected
     assert (tokenizer.first, tokenizer.last, tokenizer.padding, len(tokenizer)) == ([101], [102], 0, 30522)
     assert tokenizer.names([101, 2129, 102, 0]) == ["[CLS]", "how", "[SEP]", "[PAD]"]
+
+
+# the compiler keeps this to itself, unless warnings are errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_its_layers_share_what_is_compiled(monkeypatch):
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_(module, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    net = classifier(attention=LAYERS[2])
+    tokens, _ = texts(net.padding)
+    expected = net(tokens)
+    compile_layers(net)
+    assert_close(net(tokens), expected)
+    assert len(net.layers) == 2 and counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
