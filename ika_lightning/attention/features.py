@@ -65,7 +65,9 @@ class Fourier(FeatureMap):
     frequencies: tuple[Tensor, ...]
 
     def select(self, index: Tensor) -> Fourier:
-        """Return the map of the sequences ``index``."""
+        """Return the map of the sequences ``index``; itself, unless each sequence has its own."""
+        if all(w.dim() == 3 for w in self.frequencies):
+            return self
         return type(self)(tuple(w.index_select(0, index) if w.dim() == 4 else w for w in self.frequencies))
 
     @property
@@ -302,8 +304,9 @@ class _OnModulatedCircle(torch.autograd.Function):
         half = phases.size(-1) // 2
         (cos_c, _), (sin_c, sin_e) = cos.split(half, -1), sin.split(half, -1)
         of_cos, of_sin = grad.split(half, -1)
-        # in the order of the phases, in which the product that made them is differentiated
-        result = grad.new_empty_strided(phases.size(), phases.stride())
+        # in the order of the phases, in which the product that made them is differentiated; expanded ones have none
+        has_order = all(phases.stride())
+        result = grad.new_empty_strided(phases.size(), phases.stride()) if has_order else torch.empty_like(grad)
         result[..., :half].copy_(torch.addcmul(of_sin * points[..., :half], of_cos, points[..., half:], value=-1))
         result[..., half:].copy_(torch.addcmul(of_cos * cos_c, of_sin, sin_c)).mul_(sin_e).mul_(-ctx.radius)
         return result, None

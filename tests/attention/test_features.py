@@ -146,3 +146,12 @@ def test_points_are_in_one_piece_and_their_gradient_is_in_the_order_of_the_phase
     assert points.is_contiguous()
     (grad,) = torch.autograd.grad(points.sin().sum(), phases)
     assert grad.stride() == phases.stride() != points.stride()
+
+
+def test_phases_may_be_expanded():
+    phases = randn(1, 1, 14)
+    found, expected = (
+        torch.autograd.grad(on_modulated_circle(x.requires_grad_(), 0.5).sin().sum(), x)[0]
+        for x in (phases.expand(3, 14), phases.repeat(3, 1))
+    )
+    assert_close(found, expected)
