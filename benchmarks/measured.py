@@ -223,6 +223,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "pretrained-gains": lambda: gains(pretrained(), 1, "DotProduct", less_is_better=False, first="over DotProduct"),
     "translation": translation,
     "translation-short": lambda: means(short_translation(), 3, less_is_better=True, first="attention"),
+    "translation-short-gains": lambda: gains(
+        short_translation(), 3, "DotProduct", less_is_better=True, first="over DotProduct"
+    ),
     "nodes": lambda: means(nodes(), 2, less_is_better=False, first="convolution"),
     "nodes-gains": lambda: gains(nodes(), 2, "GATConv", less_is_better=False, first="over GATConv"),
     "speed": speed,

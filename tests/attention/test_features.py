@@ -113,7 +113,7 @@ def test_map_of_chosen_sequences(stationary):
     for lead in ((2, HEADS), (HEADS,)):
         features = fourier(tuple(randn(seed, *lead, 13, WIDTH) for seed in ((3,) if stationary else (3, 4))))
         chosen = features.select(index)
-        assert type(chosen) is type(features)
+        assert type(chosen) is type(features) and (chosen is features) is (lead == (HEADS,))
         assert_close(chosen(QUERY[index]), features(QUERY)[index], rtol=1e-13, atol=1e-14)
 
 
