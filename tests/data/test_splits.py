@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.model_selection import ShuffleSplit
 
 from ika_lightning.data.splits import deal, draw, fold_of, hold_out, per_class, share_of
 
@@ -70,3 +71,11 @@ class TestDeal:
 
     def test_shares(self):
         assert [share_of(0.1, count) for count in (0, 3, 14, 16)] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, 1), (7, 3), (337, 67), (337, 336)])
+def test_rows_are_drawn_as_scikit_learn_draws_them(count, size):
+    rows = np.arange(count) * 3
+    for seed in (0, 1, 1_000_003):
+        _, chosen = next(ShuffleSplit(n_splits=1, test_size=size, random_state=seed).split(rows))
+        assert draw(rows, size, seed).tolist() == sorted(rows[chosen].tolist())
