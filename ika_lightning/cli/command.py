@@ -112,6 +112,8 @@ class SaveConfig(SaveConfigCallback):
     """Puts the configuration of a training, and what else it depends on, into its folder and its checkpoints."""
 
     run: Run
+    #: All options of ``fit``, as a file has them.
+    options: dict[str, Any]
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -121,9 +123,8 @@ class SaveConfig(SaveConfigCallback):
             ValueError: If they do not, as one of them has found another.
         """
         # only that of another run is a part of what this one is
-        config = self.config.clone()
-        config.ckpt_path = self.run.origin and str(self.run.origin)
-        self.text = self.parser.dump(config, skip_unset=False, skip_validation=True)
+        options = self.options | {"ckpt_path": self.run.origin and str(self.run.origin)}
+        self.text = yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
         self.record = {**self.run.about, **record(trainer.datamodule)}  # type: ignore[attr-defined]
         here = str(self.run.checkpoint)
         if here != (first := trainer.strategy.broadcast(here)):
@@ -299,6 +300,15 @@ class Command(LightningCLI):
         """Leave the configuration alone: Lightning would let the checkpoint silently override the options given."""
 
     @override
+    def _dump_config(self) -> None:
+        """Note the arguments that model and data are made with, for checkpoints; what was parsed is valid."""
+        if not hasattr(self, "config_dump"):
+            text = self._parser(self.subcommand).dump(
+                self.config[self.subcommand], skip_link_targets=False, skip_unset=False, skip_validation=True
+            )
+            self.config_dump = yaml.safe_load(text)
+
+    @override
     def before_instantiate_classes(self) -> None:
         if self.fits:
             set_length(self.config.fit)
@@ -409,7 +419,7 @@ class Command(LightningCLI):
                     go_on_logging(logger, run.step)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, SaveConfig):
-                    callback.run = run
+                    callback.run, callback.options = run, config
                 if isinstance(callback, ModelCheckpoint) and callback.dirpath is None and run.checkpoints is not None:
                     callback.dirpath = str(run.checkpoints)
             if run.checkpoint is not None:
