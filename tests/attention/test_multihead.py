@@ -303,9 +303,13 @@ def test_what_is_exact_is_not_left_to_samples(kind, smoothing):
     """A smoothed layer starts closer to dot-product attention than the estimator with as many samples."""
     expected, errors = build("DotProduct", moved=False), []
     for part in (0.0, smoothing):
-        layer = kind(WIDTH, HEADS, num_samples=16, init="rbf", smoothing=part, batch_first=True).double().eval()
-        layer.load_state_dict(expected.state_dict(), strict=False)
-        errors.append((layer(*inputs())[0] - expected(*inputs())[0]).norm().item())
+        draws = []
+        for seed in range(10):
+            torch.manual_seed(seed)
+            layer = kind(WIDTH, HEADS, num_samples=16, init="rbf", smoothing=part, batch_first=True).double().eval()
+            layer.load_state_dict(expected.state_dict(), strict=False)
+            draws.append((layer(*inputs())[0] - expected(*inputs())[0]).norm().item())
+        errors.append(sum(draws))
     assert errors[1] < 0.8 * errors[0]
 
 

@@ -38,13 +38,31 @@ class Dense:
 
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """Attend; a query that may attend to nothing gets zeros, with zero gradient."""
-        allowed = call.allowed()
-        weights = _exponentials(call, allowed)
-        if call.query_features is not None and call.key_features is not None:
-            similarity = with_atom(call.query_features @ call.key_features.mT, call.share)
-            weights = (similarity.square() + call.floor) * weights
-        weights = F.dropout(weights / nonzero(weights.sum(-1, keepdim=True)), call.dropout_p)
-        return weights @ call.value, weights
+        factor = _exponentials(call, call.allowed())
+        if call.query_features is None or call.key_features is None:
+            return _averages(call, factor)
+        square = with_atom(call.query_features @ call.key_features.mT, call.share).square()
+        if factor.size(-2) == 1 and call.dropout_p == 0.0 and not call.need_weights:
+            return _averages_with_shared_factor(call, square, factor), None
+        return _averages(call, (square + call.floor) * factor)
+
+
+def _averages(call: Call, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Average values by weights that do not add up to 1 yet; the gradients of a weight of 1 are exactly zero."""
+    weights = F.dropout(weights / nonzero(weights.sum(-1, keepdim=True)), call.dropout_p)
+    return weights @ call.value, weights
+
+
+def _averages_with_shared_factor(call: Call, square: Tensor, factor: Tensor) -> Tensor:
+    r"""Average values by :math:`(s_{ij} + \text{floor}) f_j`, with nothing but a product done to the n x m squares.
+
+    .. math::
+        \frac{\sum_j s_{ij} (f_j v_j) + \text{floor} \sum_j f_j v_j}
+        {\sum_j s_{ij} f_j + \text{floor} \sum_j f_j}
+    """
+    columns = torch.cat([call.value, torch.ones_like(call.value[..., :1])], -1) * factor.mT
+    sums = square @ columns + call.floor * columns.sum(-2, keepdim=True)
+    return sums[..., :-1] / nonzero(sums[..., -1:])
 
 
 def _exponentials(call: Call, allowed: Tensor | None) -> Tensor:
