@@ -386,7 +386,7 @@ def test_attention_over_rows() -> None:
 
 def test_several_draws_of_a_spectrum() -> None:
     layer = functools.partial(IKAN, num_samples=5, backend="dense")
-    net = SpectralDraws(shaken(RowTransformer(3, width=8, depth=1, num_heads=2, attention=layer)).eval(), 2)
+    net = SpectralDraws(shaken(RowTransformer(3, width=8, depth=1, num_heads=2, attention=layer)).eval(), 3)
     rows = [{"features": torch.linspace(-2, 2, 3 * count).view(count, 3)} for count in (11, 1, 23)]
     believe = functools.partial(ika_lightning.tasks.uncertainty.believe, likelihood=False, mixes=1)
     predict = ContextRegressor(net, torch.linspace(-1, 1, 39).view(13, 3).cos(), None, believe, mean=1e6, std=3.0)
@@ -480,7 +480,7 @@ def test_how_sure_a_prediction_is_goes_along(
 ) -> None:
     Path("rows.csv").write_text("a,b,y\n" + "".join(f"{i},{i % 3},{1e3 + i * i % 7}\n" for i in range(43)))
     options = ["--data.path", "rows.csv", "--data.target", "y", "--data.val_fraction", "0.4", *NARROW]
-    options += ["--model.ensemble", "2", "--model.likelihood", likelihood]
+    options += ["--model.ensemble", "3", "--model.likelihood", likelihood]
     main(["fit", "--model", "Regression", "--data", "RegressionData", *options, *QUIET, *SMALL])
     checkpoint = Path("runs/rows/version_0/checkpoints/best.ckpt")
     capsys.readouterr()

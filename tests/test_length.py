@@ -24,7 +24,7 @@ def short(monkeypatch):
     from ika_lightning.tasks import Regression
     from ika_lightning.tasks.recipe import Recipe
 
-    monkeypatch.setattr(Regression, "recipe", Recipe(updates=23, measurements=4, decay=0.9))
+    monkeypatch.setattr(Regression, "recipe", Recipe(updates=23, measurements=4, decay=0.9, model={"ensemble": 2}))
 
 
 def fit(*options: str) -> dict:
@@ -49,6 +49,23 @@ class TestRecipe:
         assert average == {"class_path": "ika_lightning.callbacks.AveragedWeights", "init_args": {"decay": 0.9}}
         # at the end of its schedule
         assert last()["lr_schedulers"][0]["progress"] == 1.0
+        assert config["model"]["init_args"]["ensemble"] == last()["hyper_parameters"]["ensemble"] == 2
+        assert any(key.startswith("net.members.1.") for key in last()["state_dict"])
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_as_many_networks_as_are_said(self, count, short):
+        assert fit("--model.ensemble", str(count))["model"]["init_args"]["ensemble"] == count
+        assert last()["hyper_parameters"]["ensemble"] == count
+
+    @pytest.mark.parametrize("count", [None, 1, 3])
+    def test_one_that_starts_from_another_has_as_many_networks(self, count, short):
+        fit(*([] if count is None else ["--model.ensemble", str(count)]))
+        start = Path("runs/airline_passengers/version_0/checkpoints/last.ckpt").rename("start.ckpt")
+        main(["fit", *ROWS, *QUIET, "--model.init_from", str(start)])
+        run = Path("runs/airline_passengers/version_1")
+        saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["hyper_parameters"]["ensemble"] == (count or 2) and saved["global_step"] == 23
+        main(["test", *QUIET[:4], "--ckpt_path", str(run / "checkpoints" / "best.ckpt")])
 
     def test_what_else_is_said_stays(self, short):
         config = fit(
@@ -73,6 +90,8 @@ class TestRecipe:
         config = fit(f"--trainer.{option}", str(number))
         assert last()["global_step"] == updates
         assert config["trainer"]["callbacks"] is None
+        assert config["model"]["init_args"]["ensemble"] is None
+        assert not any("members" in key for key in last()["state_dict"])
         assert config["trainer"]["check_val_every_n_epoch"] == 1
 
 

@@ -64,8 +64,9 @@ def test_it_learns(rows) -> None:
 def test_defaults_are_those_of_the_task_and_its_data() -> None:
     ours, task = KernelAttentionRegressor().get_params(), Regression().hparams
     shared = ("width", "depth", "num_heads", "dropout", "embedding", "frequency_scale")
-    for name in (*shared, "ensemble", "likelihood", "interval"):
+    for name in (*shared, "likelihood", "interval"):
         assert ours[name] == task[name], name
+    assert {"ensemble": ours["ensemble"]} == Regression.recipe.model
     layer, named = KernelAttentionRegressor.layers[ours["attention"]], task["attention"]
     assert named == {"class_path": f"ika_lightning.attention.{layer.func.__name__}", "init_args": layer.keywords}
     data = RegressionData("airline_passengers").hparams
@@ -116,7 +117,7 @@ class TestSure:
 
     def test_numbers_may_be_those_of_numpy(self, rows):
         x, y = rows
-        model = small(interval=np.float64(0.8), ensemble=np.int64(1)).fit(x, y)
+        model = small(interval=np.float64(0.8), ensemble=np.int64(2)).fit(x, y)
         assert_array_equal(model.predict_interval(x), small(interval=0.8).fit(x, y).predict_interval(x))
 
     def test_what_was_not_learned_is_refused(self, rows):

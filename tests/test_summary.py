@@ -37,6 +37,14 @@ class TestWhatATrainingPrints:
             f"to look into it:  {PROGRAM} report --ckpt_path {best}",
         ]
 
+    @pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with")
+    def test_other_callbacks_do_not_change_the_summary(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Those of the recipe of a regression are such."""
+        options = ["--trainer.callbacks=ika_lightning.callbacks.AveragedWeights", "--trainer.callbacks.decay=0.9"]
+        main([*REGRESSION, "--data.path", "my rows.csv", "--data.target", "y", *options])
+        printed = capsys.readouterr().out
+        assert printed.count("net.embed") == 1 and "FLOPs" not in printed and "val_metrics" not in printed
+
     @pytest.mark.parametrize("chosen", ["--trainer.callbacks=ModelSummary", "--trainer.enable_model_summary=false"])
     def test_a_summary_of_ones_own_stays(
         self, chosen: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

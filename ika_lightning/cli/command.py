@@ -341,16 +341,18 @@ class Command(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        chosen = self.config_init[self.subcommand].trainer.callbacks or []
+        # the trainer adds its own to the list that it is given
+        own = [*chosen] if isinstance(chosen, list) else [chosen]
         try:
             trainer = super().instantiate_trainer(**kwargs)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks.sort(key=lambda callback: not isinstance(callback, LastCheckpoint))
-            own = self.config_init[self.subcommand].trainer.callbacks or []
             for number, callback in enumerate(callbacks):
                 if type(callback) is RichProgressBar:
                     callbacks[number] = EpochProgressBar.like(callback)
                 # one that the user has chosen stays
-                elif isinstance(callback, ModelSummary) and callback not in (own if isinstance(own, list) else [own]):
+                elif isinstance(callback, ModelSummary) and callback not in own:
                     callbacks[number] = NetworkSummary()
             return trainer
         except (TypeError, ValueError) as error:  # an option of the trainer that its types alone could not refuse

@@ -29,6 +29,7 @@ def set_length(config: Any) -> None:
     if recipe is None:
         trainer.max_epochs = -1 if timed else EPOCHS
         return
+    starts_from_another = bool(config.get("model.init_args.init_from"))
     for place, (default, value) in recipe.options(timed).items():
-        if config.get(place) == default:
+        if config.get(place) == default and not (starts_from_another and place.startswith("model.")):
             config.update(value, place)

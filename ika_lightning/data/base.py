@@ -3,7 +3,7 @@
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ from ika_lightning.data.loader import Loader
 from ika_lightning.output import write_output
 from ika_lightning.trust import FromCheckpoint
 
-__all__ = ["DataModule", "plain"]
+__all__ = ["DataModule", "one_or_several", "plain"]
 
 Part = TypeVar("Part")
 Encoder = TypeVar("Encoder", bound=Learned)
@@ -40,6 +40,19 @@ def plain(*files: str | Path | None) -> tuple[str | None, ...]:
         ('a.csv', None)
     """
     return tuple(None if file is None else os.fspath(file) for file in files)
+
+
+def one_or_several(texts: Sequence[str] | None) -> list[str] | None:
+    """A list of texts, of one that is given without brackets too; None stays.
+
+    Args:
+        texts: The texts, or the one.
+
+    Example:
+        >>> one_or_several("name"), one_or_several(["name", "date"]), one_or_several(None)
+        (['name'], ['name', 'date'], None)
+    """
+    return [texts] if isinstance(texts, str) else None if texts is None else list(texts)
 
 
 class DataModule(FromCheckpoint, LightningDataModule, Generic[Part, Encoder, Encoded, Batch]):

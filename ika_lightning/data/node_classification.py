@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.base import DataModule, one_or_several, plain
 from ika_lightning.data.checks import check_least, check_source
 from ika_lightning.data.datasets import GraphSet, find_dataset
 from ika_lightning.data.graphs import NodeGraph, read_graph
@@ -44,8 +44,8 @@ class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeB
             None is a comma in a ``.csv`` and a tab in a ``.tsv``.
         decimal: The sign before the fraction of a number, ``"."`` or ``","``.
         thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none.
-        missing_values: Labels that say that nothing is known, besides empty cells. None refuses those that may say so,
-            such as ``NA``.
+        missing_values: Labels, one or a list, that say that nothing is known, besides empty cells. None refuses those
+            that may say so, such as ``NA``.
         split: ``"public"``: as the data says it; ``"full"``: the same, with all other labelled nodes for training;
             ``"random"``: drawn. None is public if the data says it, else random.
         train_per_class: Nodes of each class for training in a random split; by default 20, karate 1, digits 5.
@@ -88,7 +88,7 @@ class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeB
         separator: str | None = None,
         decimal: str = ".",
         thousands: str | None = None,
-        missing_values: list[str] | None = None,
+        missing_values: list[str] | str | None = None,
         split: Literal["public", "full", "random"] | None = None,
         train_per_class: int | None = None,
         num_val: int | None = None,
@@ -106,6 +106,7 @@ class NodeClassificationData(DataModule[NodeGraph, NodeEncoder, NodeBatch, NodeB
         path, edges_path, predict_path, predict_edges_path, root = plain(
             path, edges_path, predict_path, predict_edges_path, root
         )
+        missing_values = one_or_several(missing_values)
         self.save_hyperparameters()
         self.predict_path, self.predict_edges_path = predict_path, predict_edges_path
         self.batch_size, self.seed = batch_size, seed

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ika_lightning.data.base import DataModule, plain
+from ika_lightning.data.base import DataModule, one_or_several, plain
 from ika_lightning.data.checks import check_choices, check_least, check_source
 from ika_lightning.data.datasets import TableSet, find_dataset
 from ika_lightning.data.encoders import Missing, RowBatch, TableEncoder, Unseen
@@ -30,7 +30,7 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
             ``drop`` and ``group``. ``python -m ika_lightning datasets`` lists all.
         path: An own ``.csv``, ``.tsv`` (``.gz`` too) or ``.parquet`` with a header, instead of ``name``.
         target: The column to predict, a number. Required with ``path``.
-        drop: Columns that are no features.
+        drop: Columns that are no features, one or a list.
         group: A column whose equal rows (a person's visits, say) stay in one split. It is no feature.
         split: ``"random"``, or ``"ordered"``: first rows for training, then validation, last ones for testing.
         published_split: Test rows of one of the 20 published splits (0 to 19) of the UCI sets, instead
@@ -50,8 +50,8 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
         decimal: The sign before the fraction of a number, ``"."`` or ``","``.
         thousands: The sign between groups of three digits, such as ``","`` or a blank; None for none. A checkpoint
             brings how numbers were written in training.
-        missing_values: Cells that say that nothing is known, besides empty ones; None for ``NA``, ``NaN``, ``null``,
-            ``None`` and their like.
+        missing_values: Cells, one or a list, that say that nothing is known, besides empty ones; None for ``NA``,
+            ``NaN``, ``null``, ``None`` and their like.
         batch_size: Rows in a training batch: those that ask and those that are their context.
         max_context: Most training rows that are the context in evaluation, and most rows that are asked at a time. With
             the network that a regression has by default, one core answers 2,048 rows from as many in a second, 8,192
@@ -78,7 +78,7 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
         *,
         path: str | None = None,
         target: str | None = None,
-        drop: list[str] | None = None,
+        drop: list[str] | str | None = None,
         group: str | None = None,
         split: Literal["random", "ordered"] = "random",
         published_split: int | None = None,
@@ -91,7 +91,7 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
         separator: str | None = None,
         decimal: str = ".",
         thousands: str | None = None,
-        missing_values: list[str] | None = None,
+        missing_values: list[str] | str | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
         root: str | None = None,
@@ -99,6 +99,7 @@ class RegressionData(DataModule[Rows, TableEncoder, RowBatch, RowBatch]):
     ) -> None:
         super().__init__()
         path, test_path, predict_path, root = plain(path, test_path, predict_path, root)
+        drop, missing_values = one_or_several(drop), one_or_several(missing_values)
         self.save_hyperparameters()
         self.test_path, self.predict_path = test_path, predict_path
         self.batch_size, self.max_context, self.seed = batch_size, max_context, seed

@@ -111,11 +111,11 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         dropout: float = 0.1,
         embedding: Literal["linear", "periodic"] = "periodic",
         frequency_scale: float = 0.3,
-        ensemble: int = 1,
+        ensemble: int = 2,
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
         learning_rate: float = 0.006,
-        updates: int = 2000,
+        updates: int = 1000,
         max_time: float | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
@@ -173,7 +173,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         Args:
             X: Rows as in :meth:`fit`. Columns of a DataFrame are found by name.
             return_std: Return standard deviations as well: those that ``likelihood="gaussian"`` has learned; or of an
-                ``ensemble`` without a likelihood, the spread of its members' predictions.
+                ``ensemble`` of three or more without a likelihood, the spread of its members' predictions.
 
         Returns:
             In the unit of the targets, (r,) float64; of predictions and standard deviations a pair, with return_std.

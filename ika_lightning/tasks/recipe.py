@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Recipe"]
@@ -16,6 +17,7 @@ class Recipe:
         updates: How many there are. A time that is given instead (``max_time``) takes their place.
         measurements: How many times there is a validation, and a last checkpoint, in as many updates.
         decay: The decay of the average of the weights; see :class:`~ika_lightning.callbacks.AveragedWeights`.
+        model: What arguments of the task are where they are None, unless it starts from another's weights.
 
     Example:
         >>> options = Recipe(updates=1000, measurements=50, decay=0.99).options(timed=False)
@@ -26,6 +28,7 @@ class Recipe:
     updates: int
     measurements: int = 50
     decay: float = 0.99
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     def options(self, timed: bool) -> dict[str, tuple[Any, Any]]:
         """Return what the recipe says of the sections of a training's configuration.
@@ -47,4 +50,5 @@ class Recipe:
             "trainer.callbacks": (None, [average]),
             "last.every_n_train_steps": (None, every),
             "last.every_n_epochs": (1, self.updates),
+            **{f"model.init_args.{name}": (None, value) for name, value in self.model.items()},
         }

@@ -105,6 +105,10 @@ def gaussian_crps(mean: Tensor, std: Tensor, target: Tensor) -> Tensor:
     return std * (z * between + 2.0 * density - 1.0 / math.sqrt(math.pi))
 
 
+#: How many means take to have a spread that is told.
+FEWEST_WITH_A_SPREAD = 3
+
+
 def mixture(mean: Tensor, std: Tensor | None) -> Answer:
     r"""Mean and standard deviation of a mixture whose parts weigh the same.
 
@@ -115,6 +119,7 @@ def mixture(mean: Tensor, std: Tensor | None) -> Answer:
     Args:
         mean: The means of the parts, (n, ...). Of half precision, the result is float32: parts may agree in all digits.
         std: Their standard deviations, (n, ...); None for parts without any, of which the spread of the means is left.
+            Two parts alone say too little of it: they have none.
 
     Shapes:
         mean and std (...).
@@ -126,7 +131,9 @@ def mixture(mean: Tensor, std: Tensor | None) -> Answer:
     """
     mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
     spread = mean.var(0, correction=0)
-    return Answer(mean.mean(0), (spread if std is None else spread + std.square().mean(0)).sqrt())
+    if std is None:
+        return Answer(mean.mean(0), spread.sqrt() if len(mean) >= FEWEST_WITH_A_SPREAD else None)
+    return Answer(mean.mean(0), (spread + std.square().mean(0)).sqrt())
 
 
 def believe(outputs: Tensor, likelihood: bool, mixes: int = 0) -> Answer:
@@ -141,8 +148,8 @@ def believe(outputs: Tensor, likelihood: bool, mixes: int = 0) -> Answer:
         outputs (..., r), or (..., r, 2) with a likelihood; mean and std (..., r), or (r,) of a mixture.
 
     Example:
-        >>> believe(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), likelihood=False, mixes=1)
-        Answer(mean=tensor([2., 2.]), std=tensor([1., 0.]))
+        >>> believe(torch.tensor([[1.0, 2.0], [1.0, 2.0], [4.0, 2.0]]), likelihood=False, mixes=1)
+        Answer(mean=tensor([2., 2.]), std=tensor([1.4142, 0.0000]))
     """
     if mixes:
         outputs = outputs.flatten(0, mixes - 1)

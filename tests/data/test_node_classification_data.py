@@ -557,7 +557,7 @@ class TestCellsOfTables:
         with pytest.raises(ValueError, match=r"row 3: the label 'None' may be a class or say that none is known; say"):
             fitted(**tables(label=labels))
         assert fitted(**tables(label=labels), missing_values=[]).classes == ["None", "green", "red"]
-        data = fitted(**tables(label=labels), missing_values=["None"])
+        data = fitted(**tables(label=labels), missing_values="None")
         assert data.classes == ["green", "red"] and data._parts["train"].graph.y[:4].tolist() == [1, 0, -1, 1]
 
     def test_numbers_as_people_write_them(self, tables):

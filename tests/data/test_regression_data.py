@@ -45,6 +45,24 @@ def rows_of(loader) -> list[int]:
     return torch.cat([batch.row for batch in loader]).tolist()
 
 
+def test_one_column_to_leave_out_needs_no_list(write):
+    path = write(29)
+    one, several = fitted(path, drop="person"), fitted(path, drop=["person"])
+    assert one.num_features == several.num_features == 4
+    assert one.hparams["drop"] == several.hparams["drop"] == ["person"]
+    with pytest.raises(ValueError, match=r"has no column 'perso' \(did you mean 'person'"):
+        fitted(path, drop="perso")
+
+
+def test_one_cell_that_says_nothing_needs_no_list(write):
+    path = write(29, x=["-9", *map(str, range(28))])
+    one, several = (fitted(path, missing="drop", missing_values=cells) for cells in ("-9", ["-9"]))
+    assert one.hparams["missing_values"] == several.hparams["missing_values"] == ["-9"]
+    assert sum(len(rows_of(loader)) for loader in (one.train_dataloader(), one.val_dataloader())) == 25
+    one.setup("test")
+    assert 0 not in rows_of(one.train_dataloader()) + rows_of(one.val_dataloader()) + rows_of(one.test_dataloader())
+
+
 class TestNamed:
     @pytest.mark.parametrize("name, rows", [("co2", 521), ("airline_passengers", 144)])
     def test_embedded(self, name, rows):

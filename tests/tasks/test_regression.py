@@ -335,6 +335,17 @@ class TestLikelihood:
 
 
 class TestEnsemble:
+    def test_two_without_a_likelihood_have_no_spread(self, table, tmp_path):
+        model, rows = Regression(IKANDirect, **SMALL, ensemble=2), data(table)
+        trainer(tmp_path, max_epochs=1).fit(model, rows)
+        (batch,) = rows.test_dataloader()
+        model.eval()
+        outputs = torch.stack(self.members(model, model.context, batch.features, model.context_target))
+        mean, std = model.answer(batch.features)
+        assert std is None and (outputs[0] != outputs[1]).all()
+        assert_close(mean, outputs.mean(0))
+        assert_close(model.predict_step(batch, 0), rows.target_mean + rows.target_std * mean.double())
+
     @pytest.fixture(params=[None, "gaussian"])
     def three(self, request, table, tmp_path) -> tuple[Regression, RegressionData]:
         seed_everything(0, verbose=False)

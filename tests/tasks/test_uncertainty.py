@@ -101,14 +101,21 @@ class TestMixture:
         assert_close(of_all.std, parts.stddev)
 
     def test_without_deviations_the_spread_is_left(self):
-        mean = torch.tensor([[1.0, 3.0], [5.0, 3.0]])
+        mean = torch.tensor([[1.0, 3.0], [5.0, 3.0], [1.0, 3.0], [5.0, 3.0]])
         assert_close(mixture(mean, None), (torch.tensor([3.0, 3.0]), torch.tensor([2.0, 0.0])))
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_so_few_have_no_spread(self, count):
+        mean = torch.tensor([[1.0, 3.0], [5.0, 3.0]])[:count]
+        found = mixture(mean, None)
+        assert found.std is None
+        assert_close(found.mean, mean.mean(0))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_of_half_precision_is_in_float32(self, dtype):
         """The mean of 1 and the next number lies between them, and 300 squared is more than float16 holds."""
         following = 1.0 + torch.finfo(dtype).eps
-        found = mixture(torch.tensor([[1.0, -300.0], [following, 300.0]], dtype=dtype), None)
+        found = mixture(torch.tensor(2 * [[1.0, -300.0], [following, 300.0]], dtype=dtype), None)
         spread = (following - 1.0) / 2.0
         assert_close(found, (torch.tensor([1.0 + spread, 0.0]), torch.tensor([spread, 300.0])), rtol=1e-6, atol=0.0)
 
