@@ -90,7 +90,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         optional_sizes: Those of them that may be None all the same.
         fixed: Those that have to be the data's own for a training to go on.
         earlier: What other hyper-parameters were in checkpoints of earlier versions, which do not name them.
-        inherited: Those that are what they were in a checkpoint given as ``init_from``, if they are None.
+        unsaid: Those that nobody has said: they are what they are in a checkpoint that is loaded, or is ``init_from``.
         encoding: Names of what the data module has learned on training rows and the weights depend on.
         headline: The measure that progress bars show.
         recipe: How the command line trains where neither ``max_epochs`` nor ``max_steps`` is given; None is 200 epochs.
@@ -113,7 +113,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
     optional_sizes: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     earlier: Mapping[str, Any] = MappingProxyType({})
-    inherited: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
     encoding: tuple[str, ...]
     headline: str = "loss"
     recipe: ClassVar[Recipe | None] = None
@@ -347,6 +347,7 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         self._seed = checkpoint.get("noise_seed", self._seed)
         self._encoding = self._encoding_in(checkpoint)
         sizes |= {name: value if saved is None else saved.get(name, value) for name, value in self.earlier.items()}
+        sizes |= {name: saved[name] for name in self.unsaid if saved is not None and name in saved}
         other = any(self.hparams[name] != size for name, size in sizes.items())
         self.hparams.update(sizes)
         trainer = trainer_of(self)
@@ -401,11 +402,10 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
             self._sizes_in(saved, f"init_from: {path}")
             assert saved is not None
-            saved = {**self.earlier, **saved}
-            self.hparams.update({name: saved[name] for name in self.inherited if self.hparams[name] is None})
+            self.hparams.update({name: saved[name] for name in self.unsaid if name in saved})
             state = checkpoint["state_dict"].items()
             weights = {key.removeprefix("net."): value for key, value in state if key.startswith("net.")}
-            return Start(path, weights, saved, self._encoding_in(checkpoint))
+            return Start(path, weights, {**self.earlier, **saved}, self._encoding_in(checkpoint))
         if not self.is_built or self._encoding == self._encoding_of(data):
             return None
         weights = {key: value.detach().clone() for key, value in self.net.state_dict().items()}

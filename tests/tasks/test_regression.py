@@ -435,6 +435,20 @@ class TestEnsemble:
         )
         assert_close(*found, rtol=0, atol=0)
 
+    def test_where_nobody_says_how_many_the_checkpoint_does(self, three, tmp_path):
+        _, rows = three
+        path = tmp_path / "three.ckpt"
+        start = torch.load(path, weights_only=True)
+        likelihood = start["hyper_parameters"]["likelihood"]
+        for ensemble in (None, 3):
+            other = Regression(MIKAN, **SMALL, likelihood=likelihood, ensemble=ensemble)
+            trainer(tmp_path).test(other, rows, ckpt_path=path, verbose=False)
+            assert other.hparams["ensemble"] == 3
+            assert_close(other.net.state_dict()["members.2.head.bias"], start["state_dict"]["net.members.2.head.bias"])
+        other = Regression(MIKAN, **SMALL, likelihood=likelihood, ensemble=2)
+        with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*members\.2\."):
+            trainer(tmp_path).test(other, rows, ckpt_path=path, verbose=False)
+
     def test_it_has_nothing_to_start_from_a_single_one(self, sure, table, tmp_path):
         model, _, path = sure
         other = Regression(IKANDirect, **SMALL, ensemble=2, likelihood=model.hparams["likelihood"], init_from=str(path))
