@@ -115,7 +115,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         likelihood: Literal["gaussian"] | None = None,
         interval: float = 0.9,
         learning_rate: float = 0.006,
-        updates: int = 1000,
+        updates: int = 2000,
         max_time: float | None = None,
         batch_size: int = 256,
         max_context: int = 2048,
