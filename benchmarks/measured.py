@@ -165,7 +165,7 @@ def translation() -> str:
             f"{row.bleu:.1f}",
             f"{row.chrf:.1f}",
             "" if math.isnan(row.exact_match) else f"{100 * row.exact_match:.1f} %",
-            f"{row.minutes:.0f}",
+            "" if pd.isna(row.minutes) else f"{row.minutes:.0f}",
         ]
         for row in _read("translation").itertuples()
     ]
