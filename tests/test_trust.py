@@ -84,15 +84,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         write_rows()
         size = ["--model.width", "2", "--model.num_heads", "1", "--model.depth", "1", "--model.ffn_width", "3"]
         data = ["--data", "RegressionData", "--data.path", "rows.csv", "--data.target", "y"]
-        options = [
-            *QUIET,
-            "--trainer.max_epochs",
-            "1",
-            "--pictures",
-            "0",
-            "--model.attention",
-            "ika_lightning.attention.DotProduct",
-        ]
+        layer = ["--model.attention", "ika_lightning.attention.DotProduct"]
+        options = [*layer, *QUIET, "--trainer.max_epochs", "1", "--pictures", "0"]
         main(["fit", "--model", "Regression", *data, *size, *options])
         return torch.load("runs/rows/version_0/checkpoints/last.ckpt", weights_only=True)
 
