@@ -137,8 +137,8 @@ class Regression(Task[RegressionData]):
     encoding = ("target", "target_mean", "target_std", "columns")
     headline = "rmse"
     # On held-out training rows, the mean of two such networks has 0.86 of the RMSE of one on Yacht, and 0.95 on Boston
-    # (all pairs of four seeds), that of four 0.78 and 0.93. With half the updates, two have an RMSE of 0.72 on Yacht and
-    # of 0.358 on Energy, with these 0.70 and 0.350 (two seeds).
+    # (all pairs of four seeds), that of four 0.78 and 0.93. With half the updates, two have an RMSE of 0.72 on Yacht
+    # and of 0.358 on Energy, with these 0.70 and 0.350 (two seeds).
     recipe = Recipe(updates=2000, model=MappingProxyType({"ensemble": 2}))
 
     def __init__(
