@@ -22,7 +22,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["ENCODERS", "Kind", "build_encoder", "count_positions", "read_config", "read_tokenizer", "read_weights"]
+    from ika_lightning.data.tokenizer import Tokenizer
+
+__all__ = [
+    "ENCODERS",
+    "Kind",
+    "build_encoder",
+    "check_tokenizer",
+    "count_positions",
+    "read_config",
+    "read_tokenizer",
+    "read_weights",
+]
 
 Read = TypeVar("Read")
 
@@ -190,6 +201,31 @@ def count_positions(config: str) -> int:
     settings = json.loads(config)
     positions: int = settings["max_position_embeddings"]
     return positions - (settings["pad_token_id"] + 1 if ENCODERS[settings["model_type"]].skips_positions else 0)
+
+
+def check_tokenizer(config: str, tokenizer: Tokenizer, max_length: int) -> None:
+    """Check that an encoder knows all tokens that it will be given.
+
+    Args:
+        config: What :func:`read_config` returned.
+        tokenizer: What texts become tokens by.
+        max_length: How many tokens of a text there may be.
+
+    Raises:
+        ValueError: If not.
+    """
+    settings, positions = json.loads(config), count_positions(config)
+    if len(tokenizer) > settings["vocab_size"] or tokenizer.padding != settings["pad_token_id"]:
+        raise ValueError(
+            f"pretrained: the tokenizer has {len(tokenizer)} tokens and pads with number {tokenizer.padding}, but the "
+            f"encoder knows {settings['vocab_size']} and pads with {settings['pad_token_id']}; give a folder whose "
+            "tokenizer is the encoder's own"
+        )
+    if max_length > positions:
+        raise ValueError(
+            f"max_length={max_length} is more than the {positions} positions of the encoder; give "
+            f"--data.max_length {positions} or less, where longer texts are cut, or an encoder for longer texts"
+        )
 
 
 _WHOLE = "give a folder that save_pretrained has written, with config.json, model.safetensors and tokenizer.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,16 +21,18 @@ from ika_lightning.data import TextClassificationData
 from ika_lightning.data.base import plain
 from ika_lightning.data.checks import check_unchanged
 from ika_lightning.data.messages import quoted
-from ika_lightning.data.texts import TextBatch, TextEncoder
+from ika_lightning.data.texts import TextBatch
 from ika_lightning.data.tokenizer import UNKNOWN
 from ika_lightning.data.vectors import read_vectors
-from ika_lightning.hub import count_positions, read_config, read_weights
+from ika_lightning.hub import check_tokenizer, count_positions, read_config, read_weights
 from ika_lightning.models import AttentionFactory, TextClassifier
 from ika_lightning.models.inference import TextProbabilities
 from ika_lightning.models.text import Pooling
 from ika_lightning.pictures.results import draw_confusion
 from ika_lightning.protocols import Figures, Program
 from ika_lightning.tasks.base import UNSAVED, Loss, Stage, Task
+from ika_lightning.tasks.classes import describe_confusion, weigh_classes
+from ika_lightning.tasks.groups import optimize_in_groups
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
 from ika_lightning.tasks.schedule import WarmupCosine
@@ -224,7 +225,7 @@ class TextClassification(Task[TextClassificationData]):
             sizes["encoder"] = read_config(self.pretrained)
             self._pretrained = read_weights(self.pretrained) if starts and self.init_from is None else None
         if sizes["encoder"] is not None:
-            _check_fit(sizes["encoder"], data.learned)
+            check_tokenizer(sizes["encoder"], data.tokenizer, data.learned.max_length)
         return sizes
 
     def build(self) -> TextClassifier | PretrainedClassifier:
@@ -319,26 +320,21 @@ class TextClassification(Task[TextClassificationData]):
         if self.kernel_lr is None and self.layer_decay == 1.0:
             return super().make_optimizer(**options)
         kernels = kernel_parameters(self.net)
-        if self.hparams["encoder"] is None:
+        if isinstance(self.net, TextClassifier):
             of_kernels = {id(parameter) for parameter in kernels}
             parts = [[parameter for parameter in self.parameters() if id(parameter) not in of_kernels]]
         else:
-            assert not isinstance(self.net, TextClassifier)
             embeddings, layers, top = self.net.split()
             parts = [embeddings, *layers, top]
-        optimizer = self.optimizer([{"params": part} for part in [*parts, kernels] if part], **options)
-        groups = optimizer.param_groups
-        if kernels and self.kernel_lr is not None:
-            groups[-1]["lr"] = self.kernel_lr
-        for above, group in enumerate(reversed(groups[: len(parts)])):
-            group["lr"] *= self.layer_decay**above
-        return optimizer
+        make = partial(self.optimizer, **options)
+        return optimize_in_groups(make, parts, kernels, self.layer_decay, self.kernel_lr)
 
     def on_train_start(self) -> None:
         """Weigh the classes of the training texts, whose order a checkpoint may have said."""
         assert self.data is not None
-        weights = self._weigh_classes(self.data)
-        self.weights = None if weights is None else weights.to(self.device, self.net.head.weight.dtype)
+        if self.class_weights is not None:
+            weights = weigh_classes(self.class_weights, self.data.class_counts, self.data.classes)
+            self.weights = weights.to(self.device, self.net.head.weight.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits of the classes: tokens (b, n), padded with 0, -> (b, c)."""
@@ -437,70 +433,3 @@ class TextClassification(Task[TextClassificationData]):
             raise ValueError(f"{file} has {width} numbers a word, embed_dim={self.hparams['embed_dim']}; leave it out")
         self.print(f"{file} has {len(found)} of the {len(words)} words ({len(found) / len(words):.1%})")
         return found, vectors
-
-    def _weigh_classes(self, data: TextClassificationData) -> Tensor | None:
-        if self.class_weights is None:
-            return None
-        counts = data.class_counts
-        if self.class_weights == "balanced":
-            return counts.sum() / (len(counts) * counts)
-        if len(self.class_weights) != len(counts):
-            raise ValueError(
-                f"class_weights must be one for each of the {len(counts)} classes, {data.classes}, got "
-                f"{self.class_weights}"
-            )
-        return torch.tensor(self.class_weights)
-
-
-def _check_fit(config: str, learned: TextEncoder) -> None:
-    """Check that an encoder knows all tokens that it will be given.
-
-    Args:
-        config: Its configuration.
-        learned: What texts are encoded by.
-
-    Raises:
-        ValueError: If not.
-    """
-    settings, tokenizer, positions = json.loads(config), learned.tokenizer, count_positions(config)
-    if len(tokenizer) > settings["vocab_size"] or tokenizer.padding != settings["pad_token_id"]:
-        raise ValueError(
-            f"pretrained: the tokenizer has {len(tokenizer)} tokens and pads with number {tokenizer.padding}, but the "
-            f"encoder knows {settings['vocab_size']} and pads with {settings['pad_token_id']}; give a folder whose "
-            "tokenizer is the encoder's own"
-        )
-    if learned.max_length > positions:
-        raise ValueError(
-            f"max_length={learned.max_length} is more than the {positions} positions of the encoder; give "
-            f"--data.max_length {positions} or less, where longer texts are cut, or an encoder for longer texts"
-        )
-
-
-def describe_confusion(counts: Tensor, classes: list[str]) -> str:
-    r"""Write a confusion matrix as a table in Markdown; of more than 12 classes, the commonest confusions alone.
-
-    Args:
-        counts: How many texts of class i were taken for class j.
-        classes: Names of the classes.
-
-    Shapes:
-        counts (c, c).
-
-    Example:
-        >>> print(describe_confusion(torch.tensor([[5, 1], [0, 7]]), ["bad", "good"]))
-        | true \ predicted | bad | good |
-        | --- | --- | --- |
-        | bad | 5 | 1 |
-        | good | 0 | 7 |
-    """
-    if len(classes) <= 12:
-        rows = [["true \\ predicted", *classes], ["---"] * (len(classes) + 1)]
-        rows += [[name, *map(str, row)] for name, row in zip(classes, counts.tolist(), strict=True)]
-    else:
-        wrong = counts.clone().fill_diagonal_(0)
-        rows = [["true", "predicted", "texts"], ["---"] * 3]
-        for place in wrong.flatten().argsort(descending=True, stable=True)[:12].tolist():
-            true, predicted = divmod(place, len(classes))
-            if wrong[true, predicted]:
-                rows.append([classes[true], classes[predicted], str(wrong[true, predicted].item())])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -13,7 +13,7 @@ from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, at
 from ika_lightning.data import TextClassificationData
 from ika_lightning.data.text_classification import TextBatch
 from ika_lightning.tasks import TextClassification
-from ika_lightning.tasks.text_classification import describe_confusion
+from ika_lightning.tasks.classes import describe_confusion
 
 LAYERS = [DotProduct, RBF, IKANDirect, IKAN, MIKAN]
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "dropout": 0.0, "embed_dropout": 0.0}
