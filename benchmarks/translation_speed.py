@@ -27,18 +27,22 @@ from ika_lightning.models import AttentionFactory, EncoderDecoder
 START = 2
 
 
-def attentions(samples: int) -> dict[str, AttentionFactory]:
+def attentions(samples: int, p: float | str) -> dict[str, AttentionFactory]:
     learned = {"IKANDirect": IKANDirect, "IKAN": IKAN, "MIKAN": MIKAN}
-    return {"DotProduct": DotProduct, "RBF": RBF} | {
-        name: partial(layer, num_samples=samples) for name, layer in learned.items()
+    return {"DotProduct": DotProduct, "RBF": partial(RBF, p=p)} | {
+        name: partial(layer, num_samples=samples, p=p) for name, layer in learned.items()
     }
+
+
+def norm(text: str) -> float | str:
+    return text if text == "learned" else float(text)
 
 
 def build(name: str, arguments: argparse.Namespace) -> EncoderDecoder:
     torch.manual_seed(0)
     return EncoderDecoder(
         arguments.vocabulary, width=arguments.width, depth=arguments.depth, num_heads=arguments.heads,
-        attention=attentions(arguments.samples)[name], ffn_width=2 * arguments.width, dropout=0.1,
+        attention=attentions(arguments.samples, arguments.p)[name], ffn_width=2 * arguments.width, dropout=0.1,
     ).to(arguments.device)  # fmt: skip
 
 
@@ -146,6 +150,7 @@ def main() -> None:
     parser.add_argument("--what", choices=("speed", "decoding", "training"), default="speed")
     parser.add_argument("--attentions", nargs="+", default=["DotProduct", "IKANDirect", "IKAN", "MIKAN"])
     parser.add_argument("--samples", type=int, default=32, help="spectral samples M of a head")
+    parser.add_argument("--p", type=norm, default=2.0, help="the norm of the magnitude: a number, inf or learned")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     sizes = {"vocabulary": 4000, "width": 128, "depth": 4, "heads": 4, "source_length": 20}

@@ -32,8 +32,9 @@ def commands_of(page: str) -> list[str]:
 COMMANDS = list(dict.fromkeys(command for page in (README, *GUIDES) for command in commands_of(page)))
 # test_docs.py has that of the guides
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-# Two epochs, and a validation after each, however seldom a configuration validates.
+# Two epochs of a few batches, and a validation after each, however seldom a configuration validates.
 SHORT = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
+SHORT += ["--trainer.limit_train_batches", "7"]
 # What needs the shell of a person: the environment that the tests are in already, and a server.
 NOT_RUN = {"source .venv/bin/activate", "tensorboard --logdir runs"}
 
