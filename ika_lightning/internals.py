@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, RichProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torchmetrics import Metric
@@ -62,6 +62,33 @@ def is_requeued(trainer: Trainer) -> bool:
     """Whether SLURM queues the job again: Lightning has a handler of its own for that, and tells nobody."""
     environment = trainer._accelerator_connector.cluster_environment
     return isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+
+
+def forget_best(trainer: Trainer) -> None:
+    """Let checkpoints start anew with what is best; the files that they have kept stay.
+
+    Lightning keeps measures and paths in the state of :class:`ModelCheckpoint`, and has no way to take them back.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.best_k_models.clear()
+            callback.best_model_path = callback.kth_best_model_path = ""
+            callback.best_model_score = callback.current_score = None
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Run a validation between two batches, as Lightning does when one is due.
+
+    Lightning has validations at intervals alone, and ``trainer.validate`` would end the training.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if not trainer.enable_validation:
+        return
+    first = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first
 
 
 def end_of_batch_before(state: dict[str, Any]) -> None:

@@ -242,6 +242,19 @@ def test_it_is_built_without_data_and_materialised(name: str) -> None:
 
 
 @every_module
+def test_a_state_is_all_that_a_module_without_data_needs(name: str) -> None:
+    """As large models are loaded: built on ``meta``, then given the tensors of a file."""
+    torch.manual_seed(0)
+    other = MODULES[name]()
+    with torch.device("meta"):
+        module = MODULES[name]()
+    # nothing is told of metrics, which are made anew
+    module.load_state_dict(other.state_dict(), assign=True)
+    for part, found in state(module).items():
+        assert found.equal(state(other)[part]), part
+
+
+@every_module
 def test_the_same_seed_gives_the_same_parameters(name: str) -> None:
     found = []
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import gc
 import importlib.util
 import io
 import json
@@ -120,6 +121,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         }
         runs = {task: f"{names[task]}/version_0" for task in data} | {"pretrained": "texts/version_1"}
         return {name: Path(f"runs/{run}/checkpoints/best.ckpt").resolve() for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_copies() -> Iterator[None]:
+    """Let the copies of classes that tracing makes, of the same names, be gone before another file names a class."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

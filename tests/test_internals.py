@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from sacrebleu.metrics import BLEU, CHRF
 from torchmetrics import MeanMetric
@@ -70,6 +70,47 @@ def test_the_state_of_the_loops() -> None:
     assert isinstance(fit.fit_loop._restarting, bool) and not internals.is_requeued(fit)
     internals.finish_schedulers(fit)
     assert fit.fit_loop._restarting is False
+
+
+def test_a_validation_between_batches(tmp_path: Path) -> None:
+    """And checkpoints that forget what was best: the training is what it is without, and goes on."""
+
+    class Counting(LightningModule):
+        def __init__(self, asks: bool) -> None:
+            super().__init__()
+            self.weight, self.asks, self.measured = torch.nn.Parameter(torch.zeros(())), asks, 0
+
+        def on_train_epoch_start(self) -> None:
+            if self.asks and self.current_epoch == 1:
+                self.trainer.callback_metrics.clear()
+                internals.validate_now(self.trainer)
+                assert self.training and self.trainer.training and "val/loss" in self.trainer.callback_metrics
+                assert best.best_model_score == 1.0 and Path(best.best_model_path).is_file()
+                internals.forget_best(self.trainer)
+                assert best.best_model_score is None
+
+        def training_step(self, batch: torch.Tensor, *args: Any) -> torch.Tensor:
+            return (self.weight - batch).square().sum()
+
+        def validation_step(self, batch: torch.Tensor, *args: Any) -> None:
+            self.measured += 1
+            self.log("val/loss", 1.0 + self.current_epoch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    found = []
+    for asks in (False, True):
+        best, model = ModelCheckpoint(tmp_path / str(asks), "best", monitor="val/loss"), Counting(asks)
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+        fit = trainer(max_epochs=2, enable_checkpointing=True, callbacks=[best], **quiet)
+        loaders = [torch.utils.data.DataLoader(torch.arange(size).float()) for size in (5, 2)]
+        fit.fit(model, *loaders)
+        assert model.measured == (6 if asks else 4)
+        # that of the first epoch is better, where it is not forgotten
+        assert best.best_model_score == (2.0 if asks else 1.0)
+        found.append(model.weight.item())
+    assert found[0] == found[1]
 
 
 def test_a_metric_counts_its_updates() -> None:

@@ -7,15 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
+import ika_lightning
 from ika_lightning.cli import main
 from ika_lightning.cli.record import differences
+from ika_lightning.data import RegressionData
 from ika_lightning.tasks import Regression
 
 REGRESSION = [
@@ -28,6 +32,7 @@ QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 QUIET += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "2", "--pictures", "0"]
 CSV = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "runs", "--trainer.logger.name"]
 RUN = Path("runs/airline_passengers/version_0")
+EMBEDDED = Path(ika_lightning.__file__).parent / "data" / "embedded"
 
 
 class Terminated(Regression):
@@ -121,6 +126,30 @@ class TestGoingOn:
         assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
         assert yaml.safe_load((new / "config.yaml").read_text())["ckpt_path"] == str(trained)
         assert torch.load(new / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 3
+
+    @pytest.mark.parametrize("rows", ["others of one file", "another file"])
+    def test_other_rows_are_measured_before_it_goes_on(self, trained, rows: str) -> None:
+        """Or the best would be what was measured on rows of before, and so the first to be saved."""
+        more, name = ["--trainer.max_epochs", "4"], "airline_passengers"
+        if rows == "another file":
+            header, *lines = (EMBEDDED / f"{name}.csv").read_text().splitlines()
+            _, month, date, target = header.split(",")
+            cells = [f"{a},{b},{1000 * int(y)}" for _, a, b, y in (line.split(",") for line in lines)]
+            Path("mine.csv").write_text("\n".join([f"{month},{date},{target}", *cells]) + "\n")
+            more += ["--data.name", "null", "--data.path", "mine.csv", "--data.target", target]
+            name = "mine"
+        else:
+            more += ["--data.seed", "1"]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "other rows are drawn for (train|val|test) than")
+            main(["fit", *REGRESSION, *QUIET, "--ckpt_path", str(trained), *more])
+        (best,) = max(Path("runs", name).glob("version_*")).glob("checkpoints/best.ckpt")
+        model = Regression.load_from_checkpoint(best, weights_only=True)
+        data = RegressionData.load_from_checkpoint(best, weights_only=True)
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        (found,) = trainer.validate(model, data, verbose=False)
+        measured = torch.load(best, weights_only=True)["measured"]
+        assert measured["val/loss"] == pytest.approx(found["val/loss"], rel=1e-5)
 
     def test_nothing_is_said_if_nothing_differs(self, trained, capsys):
         main(["fit", *REGRESSION, *QUIET, "--ckpt_path", "last"])

@@ -62,9 +62,9 @@ class Core(nn.Module):
     A core does two things: :meth:`encode_keys`, all that needs no queries, and :meth:`attend`, the rest. Every way to
     attend is made of these two.
 
-    A conditional spectrum is told the mean key, over keys that may be attended to. It is told nothing where that mean
-    would leak: in a causal call, whose mean contains the future, and in any call with a mask that may differ between
-    queries.
+    A conditional spectrum is told the mean key, over keys that may be attended to, weighed as the mask weighs them. It
+    is told nothing where that mean would leak: in a causal call, whose mean contains the future, and in any call with a
+    mask that may differ between queries.
 
     Args:
         num_heads: Number of heads, h.
@@ -82,6 +82,7 @@ class Core(nn.Module):
 
     Raises:
         ValueError: If an argument is out of its range, or parts are given that do not go together.
+        TypeError: If the kernel or spectrum is none, or a spectrum returns something else than it must.
 
     Example:
         >>> from ika_lightning.attention import DirectSpectrum
@@ -105,6 +106,10 @@ class Core(nn.Module):
         super().__init__()
         if kernel is not None and spectrum is not None and not isinstance(kernel, RBFKernel):
             raise ValueError(f"the kernel beside a spectrum must be an RBFKernel, got {type(kernel).__name__}")
+        if kernel is not None and not isinstance(kernel, Kernel):
+            raise TypeError(f"kernel must be a subclass of Kernel, got {type(kernel).__name__}; derive from it")
+        if spectrum is not None and not isinstance(spectrum, Spectrum):
+            raise TypeError(f"spectrum must be a subclass of Spectrum, got {type(spectrum).__name__}; derive from it")
         if (share is None) != (kernel is None or spectrum is None):
             raise ValueError(f"share is the part of a spectrum beside a kernel, and goes with both; got share={share}")
         if share is not None and not 0.0 <= share <= 1.0:
@@ -269,7 +274,7 @@ class Core(nn.Module):
     def pool(self, key: Tensor, mask: Mask) -> Tensor | None:
         """Return the mean key that the spectrum is told, (b, h, d); None if it asks for none, or it would leak."""
         wanted = self.spectrum is not None and self.spectrum.conditional
-        return mean_key(key, mask.keys) if wanted and not mask.differs_by_query else None
+        return mean_key(key, mask.keys, mask.key_bias) if wanted and not mask.differs_by_query else None
 
     def sample(self, mean_key: Tensor | None, carrier: Tensor) -> tuple[FeatureMap, Tensor]:
         """Call the spectrum and keep its regulariser; return the map, and a tensor to be used in the carrier's place.
@@ -277,7 +282,7 @@ class Core(nn.Module):
         See ``Regulariser.keep``.
         """
         assert self.spectrum is not None
-        feature_map, kl = self.spectrum(mean_key)
+        feature_map, kl = _checked_sample(self.spectrum, mean_key)
         return feature_map, self.regulariser.keep(kl, carrier, self.training)
 
     def scaled_query(self, query: Tensor) -> Tensor:
@@ -367,8 +372,8 @@ class Core(nn.Module):
         assert new.feature_map is not None
         with without_autocast(query.device):
             features = _checked(new.feature_map(at_least_float32(query)), query)
-        outs = []
-        # causal within the call, too
+        # causal within the call, too, which may have no positions
+        outs = [values[..., :0, :]]
         for t in range(new.length):
             row = slice(t, t + 1)
             cache = cache.append(
@@ -388,9 +393,36 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _checked_sample(spectrum: Spectrum, mean_key: Tensor | None) -> tuple[FeatureMap, Tensor]:
+    """Call a spectrum, and refuse what it must not return."""
+    returned: Any = spectrum(mean_key)
+    name = type(spectrum).__name__
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], FeatureMap)):
+        raise TypeError(f"{name} must return a FeatureMap and its regulariser, got {_kinds(returned)}")
+    feature_map, kl = returned
+    if not (isinstance(kl, Tensor) and kl.dim() == 0):
+        raise TypeError(
+            f"the regulariser of {name} must be a tensor without axes, such as torch.zeros(()), got {_kinds(kl)}"
+        )
+    if mean_key is not None and type(feature_map).select is FeatureMap.select:
+        raise TypeError(
+            f"{type(feature_map).__name__}, of the conditional {name}, must say in select(index) what the map of some "
+            "of the sequences is; let it return self if all have the same"
+        )
+    return feature_map, kl
+
+
+def _kinds(x: object) -> str:
+    if isinstance(x, tuple):
+        return f"({', '.join(map(_kinds, x))})"
+    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+
+
 def _checked(features: Tensor, x: Tensor) -> Tensor:
     """Refuse what a feature map must not return."""
-    if features.shape[-2] != x.shape[-2] or features.dim() < 2:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"a feature map must return a tensor, got a {type(features).__name__}")
+    if features.dim() < 2 or features.shape[-2] != x.shape[-2]:
         raise ValueError(
             f"a feature map must return (..., rows, features) with a row for each of {x.size(-2)} rows, got shape "
             f"{tuple(features.shape)} for {tuple(x.shape)}"

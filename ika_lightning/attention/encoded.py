@@ -59,17 +59,27 @@ class EncodedKeys:
         """Return the keys with later ones behind them.
 
         Raises:
-            ValueError: If the later keys are of another number of sequences, or some of either are masked.
+            ValueError: If the later keys are of another number of sequences or another kind of layer, or some of either
+                are masked.
         """
         _check_sequences(self.value, later.value)
         masks = (self.mask, later.mask)
         if any(part is not None for mask in masks for part in (mask.keys, mask.key_bias)):
             raise ValueError("keys with a key_padding_mask cannot grow; encode them all at once")
         rows, new = self._rows(), later._rows()
+        if rows.keys() != new.keys():
+            raise ValueError(
+                f"keys of which there are {', '.join(rows)} cannot go on with {', '.join(new)}: these are of another "
+                "kind of layer; go on with the layer that the cache is of"
+            )
+        room = self._room
+        wider = {name: torch.promote_types(row.dtype, new[name].dtype) for name, row in rows.items()}
+        if any(row.dtype != wider[name] for name, row in rows.items()):
+            # as where a sequence was begun under autocast, and goes on without
+            rows, room = {name: row.to(wider[name]) for name, row in rows.items()}, None
         if torch.is_grad_enabled():
             return self._with({name: torch.cat([rows[name], new[name]], dim=2) for name in rows}, None)
         start, stop = self.length, self.length + later.length
-        room = self._room
         if room is None or room.taken != start or room.capacity < stop:
             room = _Room.around(rows, 2 * stop)
         for name, buffer in room.buffers.items():

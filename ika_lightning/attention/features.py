@@ -38,7 +38,10 @@ class FeatureMap(ABC):
         """Map queries or keys to features: (..., h, n, d) -> (..., h, n, R)."""
 
     def select(self, index: Tensor) -> FeatureMap:
-        """Return the map of the sequences ``index``; itself, unless each sequence of a batch has its own."""
+        """Return the map of the sequences ``index``; itself, unless each sequence of a batch has its own.
+
+        A map of a conditional spectrum, which is told something of each sequence, has to say it itself.
+        """
         return self
 
 
@@ -89,6 +92,12 @@ class Fourier(FeatureMap):
             raise ValueError(
                 f"frequencies must be as wide as a head, {x.size(-1)}, but the spectrum returned some of width {width}"
             )
+        for w in self.frequencies:
+            if w.dim() > 2 and x.dim() > 2 and w.size(-3) not in (1, x.size(-3)):
+                raise ValueError(
+                    f"frequencies must be (heads, samples, width) with {x.size(-3)} heads, but the spectrum returned "
+                    f"some of shape {tuple(w.shape)}"
+                )
 
 
 class Bochner(Fourier):

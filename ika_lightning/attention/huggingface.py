@@ -53,8 +53,8 @@ def attach_kernel_attention(
         The model.
 
     Raises:
-        ValueError: If no module of the model attends through the interface, the model does not run without inputs, or
-            the layer is none of this package.
+        ValueError: If no module of the model attends through the interface, one adds to its logits what kernel
+            attention has no place for, the model does not run without inputs, or the layer is none of this package.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -121,9 +121,8 @@ def attend(
         raise RuntimeError(
             f"{type(module).__name__} has no kernel_core: call attach_kernel_attention(model, ...) first"
         )
-    for unsupported in _UNSUPPORTED:
-        if kwargs.get(unsupported) is not None:
-            raise ValueError(f"kernel attention has no {unsupported}, which {type(module).__name__} asks for")
+    if refusal := _refusal(module, kwargs):
+        raise ValueError(refusal)
     n, d = query.shape[-2:]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and causal and n > 1:
@@ -139,6 +138,12 @@ def attend(
     mask = _mask(attention_mask, causal, n, key)
     out, weights = core(query, key, value, mask, dropout_p=dropout, need_weights=need_weights)
     return out.transpose(1, 2).contiguous(), weights
+
+
+def _refusal(module: nn.Module, kwargs: dict[str, Any]) -> str | None:
+    """Why a module cannot be served, given what it says of a call; None if it can."""
+    asked = next((name for name in _UNSUPPORTED if kwargs.get(name) is not None), None)
+    return asked and f"kernel attention has no {asked}, which {type(module).__name__} asks for"
 
 
 def _mask(attention_mask: Tensor | None, causal: bool, n: int, key: Tensor) -> Mask:
@@ -181,11 +186,14 @@ def _measure_heads(
 ) -> dict[nn.Module, tuple[int, int]]:
     """Switch the model over, and return heads and width of a head of each module that attends.
 
-    The model is left as it was if no module does, or the run fails.
+    The model is left as it was if no module does, one asks for what there is not, or the run fails.
     """
     sizes: dict[nn.Module, tuple[int, int]] = {}
+    refusals: list[str] = []
 
     def measure(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if refusal := _refusal(module, kwargs):
+            refusals.append(refusal)
         sizes[module] = query.size(1), query.size(-1)
         return value.new_zeros(query.size(0), query.size(2), query.size(1), value.size(-1)), None
 
@@ -205,6 +213,8 @@ def _measure_heads(
                 f"inputs must be given for a {type(model).__name__}, to run it once: its dummy inputs do not fit "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give inputs={{name: tensor}}"
             ) from error
+        if refusals:
+            raise ValueError(refusals[0])
         if not sizes:
             raise ValueError(
                 f"model must attend through transformers.AttentionInterface, but no module of {type(model)} does"

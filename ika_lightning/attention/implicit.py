@@ -70,7 +70,6 @@ class ImplicitSpectrum(Spectrum):
     """
 
     points: Tensor
-    side: Tensor
 
     def __init__(
         self,
@@ -98,7 +97,6 @@ class ImplicitSpectrum(Spectrum):
         self.generators = nn.ModuleList(OddGenerator(head_dim, scale) for _ in range(1 if stationary else 2))
         self.copula = copula
         self.register_buffer("points", torch.empty(num_heads, num_samples, head_dim))
-        self.register_buffer("side", torch.empty(num_samples, 1), persistent=False)
         self._draw()
 
     def reset_parameters(self) -> None:
@@ -114,9 +112,6 @@ class ImplicitSpectrum(Spectrum):
         nn.init.zeros_(self.raw_std)
         num_heads, num_samples, head_dim = self.points.shape
         self.points.copy_(normal_points(num_heads, num_samples, head_dim, self.points.device))
-        # the first half and the second: each is a stretch of the points, and has a mean close to zero
-        half = (self.side.size(0) + 1) // 2
-        self.side[:half], self.side[half:] = 1.0, -1.0
 
     def posterior(self, mean_key: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the noise, (b, h, d) or (h, d)."""
@@ -137,17 +132,25 @@ class ImplicitSpectrum(Spectrum):
         noise = torch.randn_like(self.points) if self.training else self.points  # (h, M, d)
         s = self.prior_std
         squares = torch.addcmul(mean.square(), std, std)
-        kl = torch.sub(squares, std.log(), alpha=2.0 * s**2).mean() * (0.5 / s**2) + (math.log(s) - 0.5)
+        kl = _mean(torch.sub(squares, std.log(), alpha=2.0 * s**2) * (0.5 / s**2) + (math.log(s) - 0.5))
         if self.copula is not None:
             factor = self.copula(mean_key)  # (..., h, h)
             noise = torch.einsum("...ij,jmd->...imd", factor, noise)
-            kl = kl - factor.diagonal(dim1=-2, dim2=-1).log().mean()  # -log det R_c / 2h
-        z = torch.addcmul(self.side * mean.unsqueeze(-2), std.unsqueeze(-2), noise)
+            kl = kl - _mean(factor.diagonal(dim1=-2, dim2=-1).log())  # -log det R_c / 2h
+        # around both sides: each half is a stretch of the points, and has a mean close to zero
+        middle, below = mean.unsqueeze(-2), noise.size(-2) // 2
+        sides = [x.expand(*mean.shape[:-1], n, -1) for x, n in ((middle, noise.size(-2) - below), (-middle, below))]
+        z = torch.addcmul(torch.cat(sides, -2), std.unsqueeze(-2), noise)
         return fourier(tuple(generate(z) for generate in self.generators)), kl
 
     def extra_repr(self) -> str:
         """Name the sizes that the printed submodules do not show."""
         return f"num_samples={self.points.size(1)}, prior_std={self.prior_std}, conditional={self.conditional}"
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean, of a batch without sequences zero."""
+    return x.sum() / max(x.numel(), 1)
 
 
 class OddGenerator(nn.Module):

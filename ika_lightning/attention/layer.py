@@ -78,6 +78,9 @@ class MultiheadAttention(nn.Module):
 
     # What torch.nn.TransformerEncoderLayer and TransformerEncoder read besides batch_first, num_heads and out_proj.
     _qkv_same_embed_dim = True
+    # And others of its attributes, for whoever reads them.
+    bias_k = bias_v = None
+    add_zero_attn = False
     in_proj_weight = in_proj_bias = _NoPackedProjection()
 
     def __init__(
@@ -135,7 +138,8 @@ class MultiheadAttention(nn.Module):
 
         Device, dtype, mode (training or evaluation) and whether a projection is frozen come along. The core is new.
         With p = 2 (or ``"learned"``, which starts there), :class:`DotProduct`, :class:`RBF` and the layers with
-        ``init="softmax"`` give what the layer gave, to rounding, however wide the heads and however few the samples.
+        ``init="softmax"`` give what a layer of PyTorch's, or a :class:`DotProduct`, gave, to rounding, however wide the
+        heads and however few the samples; of another layer of this package, what its kernel has learned is lost.
         With ``init="rbf"`` the learned kernels estimate it, and the more poorly the wider the heads: a kernel of
         distant points is small, and lost in the noise of the estimate. Error of the output in evaluation, relative to
         the size of the output, for freshly made ``nn.MultiheadAttention(num_heads * d, num_heads)`` of 8 heads on 64
@@ -155,7 +159,8 @@ class MultiheadAttention(nn.Module):
                 layer unless given; sizes and ``bias`` always are.
 
         Raises:
-            ValueError: If the layer has ``add_bias_kv`` or ``add_zero_attn``, which no layer of this package has.
+            ValueError: If the layer has ``add_bias_kv`` or ``add_zero_attn``, which no layer of this package has, or a
+                device or dtype is given.
             TypeError: If it is no attention layer.
 
         Example:
@@ -164,6 +169,8 @@ class MultiheadAttention(nn.Module):
             >>> DotProduct.from_attention(theirs)(x, x, x)[0].allclose(theirs(x, x, x)[0], atol=1e-6)
             True
         """
+        if taken := sorted({"device", "dtype"} & options.keys()):
+            raise ValueError(f"{' and '.join(taken)} of a layer's parameters come along; call .to(...) on the result")
         copied = _read_projections(layer)
         (_, bias), (key, _), (value, _), _ = copied
         options = {"dropout": layer.dropout, "batch_first": layer.batch_first, **options}
@@ -176,6 +183,16 @@ class MultiheadAttention(nn.Module):
                     parameter.data.copy_(source.detach())
                     parameter.requires_grad_(source.requires_grad)
         return new.train(layer.training)
+
+    @property
+    def kdim(self) -> int:
+        """Width of keys."""
+        return self.k_proj.in_features
+
+    @property
+    def vdim(self) -> int:
+        """Width of values."""
+        return self.v_proj.in_features
 
     @property
     def kl(self) -> Tensor:

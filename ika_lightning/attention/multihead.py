@@ -104,9 +104,13 @@ class ExplicitKernel(MultiheadAttention):
         embed_dim: Width of queries and of the output.
         num_heads: Number of heads; it must divide embed_dim.
         *args: As in :class:`DotProduct`.
-        kernel: A kernel of :mod:`ika_lightning.attention.kernels`, or any callable of (heads, width of a head).
+        kernel: A class of :mod:`ika_lightning.attention.kernels`, or any callable of (heads, width of a head) that
+            makes a kernel.
         p: As in :class:`RBF`.
         **kwargs: As in :class:`DotProduct`.
+
+    Raises:
+        TypeError: If kernel is one already, or makes none.
 
     Example:
         >>> import torch
@@ -124,13 +128,14 @@ class ExplicitKernel(MultiheadAttention):
         p: Exponent = 2.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            embed_dim,
-            num_heads,
-            *args,
-            core=lambda heads, width: Core(heads, width, kernel=kernel(heads, width), p=p),
-            **kwargs,
-        )
+        if isinstance(kernel, Kernel):
+            name = type(kernel).__name__
+            raise TypeError(f"kernel must be a class, or a callable of (heads, width), got a {name} made; give {name}")
+
+        def core(heads: int, width: int) -> Core:
+            return Core(heads, width, kernel=kernel(heads, width), p=p)
+
+        super().__init__(embed_dim, num_heads, *args, core=core, **kwargs)
 
 
 class IKANDirect(MultiheadAttention):

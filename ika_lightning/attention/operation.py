@@ -118,7 +118,7 @@ def kernel_attention(
     Raises:
         ValueError: If shapes do not fit one another, a factor is incomplete or both are absent, a probability, floor
             or backend is out of its range, or the backend cannot serve the call.
-        TypeError: If ``attn_mask`` is neither boolean nor floating.
+        TypeError: If ``attn_mask`` is neither boolean nor floating, or anything else is not floating.
 
     Example:
         >>> q, k, v = torch.ones(2, 5, 8), torch.ones(2, 7, 8), torch.arange(7.0).expand(2, 7).unsqueeze(-1)
@@ -194,6 +194,9 @@ def _check_shapes(
     value: Tensor,
     log_magnitude: Tensor | None,
 ) -> None:
+    parts = (query, key, query_features, key_features, value, log_magnitude)
+    if kinds := {str(part.dtype) for part in parts if part is not None and not part.is_floating_point()}:
+        raise TypeError(f"everything but attn_mask must be floating, got {', '.join(sorted(kinds))}; call .float()")
     if value.dim() < 2:
         raise ValueError(f"value needs at least two axes (keys, width), got {tuple(value.shape)}")
     pairs = {"query and key": (query, key), "query_features and key_features": (query_features, key_features)}

@@ -36,7 +36,8 @@ class Spectrum(nn.Module, ABC):
     nothing else from it.
 
     Attributes:
-        conditional: Whether the map depends on the mean key. Layers compute it only if so.
+        conditional: Whether the map depends on the mean key. Layers compute it only if so. The map then has to say what
+            it is for some of the sequences, in :meth:`~ika_lightning.attention.FeatureMap.select`.
 
     Example:
         >>> class Fixed(Spectrum):
@@ -146,17 +147,40 @@ def check_num_samples(num_samples: int) -> None:
         raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples}")
 
 
-def mean_key(key: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Average the keys that may be attended to; zeros if there are none.
+def mean_key(key: Tensor, allowed: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    r"""Average the keys that may be attended to; zeros if there are none.
+
+    What a mask adds to the logarithm of a key's weights, it adds here: :math:`-10^9` hides a key as minus infinity
+    does.
+
+    .. math:: \sum_j e^{b_j} k_j \Big/ \sum_j e^{b_j}
+
+    Args:
+        key: Keys.
+        allowed: Which may be attended to, True = may; None means all.
+        bias: b, finite; None means 0.
 
     Shapes:
-        key (b, h, m, d); allowed broadcastable to (b, h, 1, m), True = may attend; the result (b, h, d).
+        key (b, h, m, d); allowed and bias broadcastable to (b, h, 1, m); the result (b, h, d).
 
     Example:
         >>> mean_key(torch.tensor([[[[1.0], [5.0]]]]), torch.tensor([[[[True, False]]]]))
         tensor([[[1.]]])
     """
-    if allowed is None:
-        return key.sum(-2) / max(key.size(-2), 1)
-    chosen = allowed.mT
-    return key.masked_fill(~chosen, 0.0).sum(-2) / chosen.sum(-2).clamp_min(1)
+    m = key.size(-2)
+    if allowed is None and bias is None:
+        return key.sum(-2) / max(m, 1)
+    # as columns, with a row for each key
+    chosen, logarithm = (None if x is None else x.mT.expand(*x.shape[:-2], m, 1) for x in (allowed, bias))
+    if chosen is not None:
+        key = key.masked_fill(~chosen, 0.0)
+    if logarithm is None:
+        assert chosen is not None
+        return key.sum(-2) / chosen.sum(-2).clamp_min(1)
+    logarithm = logarithm.to(key.dtype)
+    if chosen is not None:
+        logarithm = logarithm.masked_fill(~chosen, -math.inf)
+    # that of a sequence without keys is minus infinity, or there is none
+    highest = logarithm.detach().amax(-2, keepdim=True).clamp_min(torch.finfo(key.dtype).min) if m else 0.0
+    weights = (logarithm - highest).exp()
+    return (key * weights).sum(-2) / weights.sum(-2).clamp_min(torch.finfo(key.dtype).tiny)

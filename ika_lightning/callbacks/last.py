@@ -18,8 +18,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from ika_lightning.internals import end_of_batch_before, finish_schedulers, is_requeued, mark_updated
+from ika_lightning.data.base import DataModule
+from ika_lightning.internals import (
+    end_of_batch_before,
+    finish_schedulers,
+    forget_best,
+    is_requeued,
+    mark_updated,
+    validate_now,
+)
 from ika_lightning.output import open_output, temporary_name
+from ika_lightning.protocols import HasFingerprints
 from ika_lightning.trust import plain_tensors
 
 __all__ = ["LastCheckpoint", "WholeCheckpointIO"]
@@ -64,8 +73,9 @@ class LastCheckpoint(Callback):
     Lightning writes in the middle of this miss a part of it. The one before stays as ``before_last.ckpt``.
 
     Lightning saves no metrics; here are those of the epoch so far, of each process, and those that callbacks and
-    schedulers look at. What the loaders and the noise need is in their own hands: see
-    :class:`~ika_lightning.data.loader.Loader` and :class:`~ika_lightning.tasks.base.Task`.
+    schedulers look at. A training that goes on with other data, or other rows of the same, is measured on these before
+    its first batch, and what was measured before is forgotten. What the loaders and the noise need is in their own
+    hands: see :class:`~ika_lightning.data.loader.Loader` and :class:`~ika_lightning.tasks.base.Task`.
 
     On SIGTERM, the training is saved before the next batch and ends with Lightning's ``SIGTERMException``.
 
@@ -94,6 +104,7 @@ class LastCheckpoint(Callback):
         self._place: str | None = None  # where in the training is being saved
         self._resumed: dict[str, Any] | None = None
         self._terminated = False
+        self._measures_first = False  # as the training goes on with other data
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -111,6 +122,12 @@ class LastCheckpoint(Callback):
         if threading.current_thread() is threading.main_thread() and not is_requeued(trainer):
             # Lightning's handler stops each process by itself, wherever it is; others would wait for it for ever
             signal.signal(signal.SIGTERM, self._terminate)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._measures_first:
+            self._measures_first = False
+            validate_now(trainer)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -136,6 +153,7 @@ class LastCheckpoint(Callback):
         checkpoint["last"] = {
             "place": self._place,
             "stopped": trainer.should_stop,
+            "data": _data_of(trainer),
             "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
             "epoch_metrics": _collect(trainer, pl_module),
         }
@@ -164,6 +182,11 @@ class LastCheckpoint(Callback):
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         trainer.should_stop = saved["stopped"]
+        # of other data nothing is measured yet; earlier versions did not say of which data it was
+        self._measures_first = saved.get("data", here := _data_of(trainer)) != here
+        if self._measures_first:
+            forget_best(trainer)
+            return
         trainer.callback_metrics.update(saved["callback_metrics"])
         states = saved["epoch_metrics"]
         if len(states) != trainer.world_size:
@@ -193,6 +216,16 @@ def _collect(trainer: Trainer, module: LightningModule) -> list[dict[str, dict[s
         {name: {key: value[rank].cpu() for key, value in state.items()} for name, state in gathered.items()}
         for rank in range(trainer.world_size)
     ]
+
+
+def _data_of(trainer: Trainer) -> dict[str, str]:
+    """Fingerprints of what was read to train and to validate on; empty if they are not known."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    read = dict(data.fingerprints) if isinstance(data, HasFingerprints) else {}
+    if isinstance(data, DataModule):
+        # of one file, other rows may be drawn
+        read |= {f"drawn for {part}": rows for part, rows in data.state_dict().get("drawn", {}).items()}
+    return {part: value for part, value in read.items() if not part.endswith("test")}
 
 
 def _keep(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ import yaml
 
 import ika_lightning
 from ika_lightning.data.messages import closest, quoted
-from ika_lightning.study.definition import DataSet, Study, Variant
+from ika_lightning.study.definition import Choice, DataSet, Range, Study, Variant
 
 __all__ = [
     "DIGITS",
@@ -28,6 +28,7 @@ __all__ = [
     "cells_of",
     "code_version",
     "configuration_hash",
+    "files_of",
     "find_cell",
     "short_hash",
     "words_of",
@@ -36,6 +37,8 @@ __all__ = [
 
 #: Digits of a hash: enough for no two of a study to be the same.
 DIGITS = 12
+# No path of a file is longer.
+_LONGEST = 4096
 # Parts of the package that only look at what was trained.
 _ONLOOKERS = ("study", "pictures", "sklearn")
 # What computes and chooses, besides this package.
@@ -49,7 +52,8 @@ class Identity:
     Args:
         configuration: Hash of the configuration file's content, of everything that overrides it, and of how it is
             tuned.
-        data: Hash of the files that the configuration names, and of what is read for training.
+        data: Hash of the files that the configuration, what overrides it and the repeats name, and of what is read for
+            training.
         code: Hash of this package, and of the versions of the libraries that it computes with.
     """
 
@@ -160,6 +164,49 @@ def configuration_hash(study: Study, data: DataSet, variant: Variant) -> str:
             **({"refit": list(data.refit.items())} if data.refit else {}),
         }
     )
+
+
+def files_of(data: DataSet, variant: Variant, ranges: Mapping[str, Range | Choice]) -> list[list[str]]:
+    """Hash the files that the trainings of a variant name.
+
+    They may stand in the configuration of the data set, in what overrides it, and in what it is repeated over.
+
+    Args:
+        data: The data set.
+        variant: The variant.
+        ranges: What is tuned for it.
+
+    Returns:
+        Their names, without folders, as a study is the same wherever it lies, and hashes of their contents; of a folder
+        of a pretrained encoder, those of its files.
+    """
+    content = yaml.safe_load(data.config.read_text(encoding="utf-8"))
+    choices = [list(range_.values) for range_ in ranges.values() if isinstance(range_, Choice)]
+    # where configurations inside one are looked for, and everything else
+    folders = [data.config.parent, Path()]
+    given = [data.overrides, data.refit, data.repeats.values, variant.overrides, *choices]
+    found = {path.resolve() for path in (*_named(content, folders), *_named(given, [Path()]))}
+    return sorted([path.name, hashlib.sha256(path.read_bytes()).hexdigest()[:DIGITS]] for path in found)
+
+
+def _named(value: Any, folders: Sequence[Path]) -> Iterator[Path]:
+    """Go through the files that a part of a configuration names; those of a configuration that it names included."""
+    for text in _texts(value):
+        for path in (folder / text for folder in folders if text and "\n" not in text and len(text) < _LONGEST):
+            if path.is_file():
+                yield path
+                if path.suffix in (".yaml", ".yml"):
+                    yield from _named(yaml.safe_load(path.read_text(encoding="utf-8")), [path.parent, *folders])
+            elif (path / "config.json").is_file():
+                yield from (file for file in path.iterdir() if file.is_file())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
 
 
 def code_version() -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ika_lightning.data.messages import closest, quoted
-from ika_lightning.study.cells import Identity, code_version, configuration_hash, short_hash, words_of
+from ika_lightning.study.cells import Identity, code_version, configuration_hash, files_of, short_hash, words_of
 from ika_lightning.study.definition import Choice, DataSet, Study, Variant
 from ika_lightning.study.ledger import Ledger
 from ika_lightning.study.worker import Check, Checked, JobFailed, Worker, keep_log
@@ -46,10 +46,18 @@ def check_study(
             worker.stop()
             raise
     return {
-        (each.name, variant.name): Identity(configuration_hash(study, each, variant), checked.fingerprint, code)
+        (each.name, variant.name): Identity(
+            configuration_hash(study, each, variant), _with_files(study, each, variant, checked.fingerprint), code
+        )
         for each, checked in zip(data, found, strict=True)
         for variant in study.variants.values()
     }
+
+
+def _with_files(study: Study, data: DataSet, variant: Variant, fingerprint: str) -> str:
+    """The fingerprint of data together with the files that trainings name; it itself if they name none."""
+    files = files_of(data, variant, study.ranges(variant))
+    return short_hash([fingerprint, files]) if files else fingerprint
 
 
 def check_data_set(study: Study, data: DataSet) -> Check:
@@ -79,7 +87,8 @@ def check_data_set(study: Study, data: DataSet) -> Check:
 def _check(study: Study, data: DataSet, ledger: Ledger, worker: Worker, folder: Path, code: str) -> Checked:
     check, book = check_data_set(study, data), f"{study.name}/checked"
     content = data.config.read_text(encoding="utf-8")
-    keys = [short_hash([words, content, code]) for _, words in check.variants]
+    files = [files_of(data, variant, study.ranges(variant)) for variant in study.variants.values()]
+    keys = [short_hash([words, content, code, *([files] if any(files) else [])]) for _, words in check.variants]
     new = [each for each, key in zip(check.variants, keys, strict=True) if not ledger.noted(book, key)]
     try:
         checked = worker.run(replace(check, variants=new))

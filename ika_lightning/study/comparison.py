@@ -27,9 +27,11 @@ class Comparison:
         variant: The variant.
         values: What was measured, by repeat; repeats without a number are left out.
         mean: Their mean.
-        paired: How the variant differs from the baseline; None for the baseline.
-        p: The probability of that, adjusted for all variants on the data set; NaN for the baseline.
+        paired: How the variant differs from the baseline; None for the baseline, and where either has a repeat that
+            came to nothing, as the repeats that are left would be those that went well.
+        p: The probability of that, adjusted for all variants on the data set; NaN where it is None.
         seconds: Of its trainings.
+        lost: Repeats that came to no number, as a training diverged.
     """
 
     data: str
@@ -41,6 +43,7 @@ class Comparison:
     paired: Paired | None
     p: float
     seconds: Mean
+    lost: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -70,10 +73,15 @@ def compare(study: Study, rows: Sequence[Row]) -> list[Comparison]:
 
 def _compare(rows: Sequence[Row], study: Study, data: str, metric: str, mode: Mode) -> list[Comparison]:
     values: dict[str, dict[str, float]] = {}
+    lost: dict[str, list[str]] = {}
     for row in rows:
         # a reference does not measure everything, and a training may have come to nothing
-        if math.isfinite(value := row.measures.get(metric, math.nan)):
-            values.setdefault(row.variant, {})[row.repeat] = value
+        if metric in row.measures:
+            values.setdefault(row.variant, {})
+            if math.isfinite(value := row.measures[metric]):
+                values[row.variant][row.repeat] = value
+            else:
+                lost.setdefault(row.variant, []).append(row.repeat)
     baseline = values.get(study.baseline, {})
     found = []
     for variant in study.variants:
@@ -81,9 +89,10 @@ def _compare(rows: Sequence[Row], study: Study, data: str, metric: str, mode: Mo
             seconds = mean([row.seconds for row in rows if row.variant == variant])
             own = values[variant]
             difference = None
-            if variant != study.baseline:
+            if variant != study.baseline and not {variant, study.baseline} & lost.keys():
                 difference = paired(own, baseline, less_is_better=mode == "min", level=LEVEL)
             average = mean(list(own.values()))
-            found.append(Comparison(data, metric, mode, variant, own, average, difference, math.nan, seconds))
+            without = tuple(lost.get(variant, ()))
+            found.append(Comparison(data, metric, mode, variant, own, average, difference, math.nan, seconds, without))
     adjusted = holm({each.variant: each.paired.p for each in found if each.paired is not None})
     return [replace(each, p=adjusted.get(each.variant, math.nan)) for each in found]

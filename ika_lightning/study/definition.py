@@ -8,6 +8,7 @@ types, ranges, and that one variant is the baseline. What a configuration has to
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +194,8 @@ def read_study(file: str | Path) -> Study:
     if not file.is_file():
         raise ValueError(f"no study file at {file}")
     try:
-        given = yaml.safe_load(decode(file.read_bytes(), file))
+        # of PyYAML's safe loader, as it is one
+        given = yaml.load(decode(file.read_bytes(), file), _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         line = mark.line + 1 if (mark := getattr(error, "problem_mark", None)) else 1
         raise ValueError(f"{file}:{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
@@ -265,7 +267,9 @@ def _data_set(
     tuned_on = None if tuning is None else tuning.repeats
     for value in tuned_on or ():
         if value not in own.values:
-            raise top.error("tune.repeats", f"{value!r} is no repeat of {name}, which are {_listed(own.values)}")
+            # texts in quotation marks: '0' is none of 0, 1, 2
+            there = ", ".join(map(repr, own.values))
+            raise top.error("tune.repeats", f"{value!r} is no repeat of {name}, which are {there}")
     config = top.file.parent / section.take("config", str)
     if not config.is_file():
         raise section.error("config", f"no configuration file at {config}")
@@ -377,6 +381,26 @@ def _report(top: _Section) -> dict[str, Mode]:
     if not section.given:
         raise top.error("report", "there is none; name a measure of test, and min or max")
     return dict(section.given)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as the command line does: 1e-4 is a number, as in YAML 1.2. A key that is there twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is there twice; the second would take the place of the first",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class _Section:

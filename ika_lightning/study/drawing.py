@@ -61,7 +61,8 @@ def strip(found: Sequence[Comparison], baseline: str) -> Figure:
                 panel.axvline(each.mean.value, color=GREY, linewidth=0.8)
             values = np.array(list(each.values.values()))
             # above and below the line, in turns, for equal values to be told apart
-            heights = at + np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.array([at])
+            spread = 0.22 if len(values) > 1 else 0.0
+            heights = at + np.linspace(-spread, spread, len(values))
             panel.plot(values, heights, "o", color=COLOURS[0], markersize=3, alpha=0.5, markeredgewidth=0)
             panel.plot([each.mean.value] * 2, [at - 0.32, at + 0.32], color=COLOURS[1], linewidth=1.6)
         panel.set_xlabel(_axis(found[0]))

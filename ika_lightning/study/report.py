@@ -77,6 +77,8 @@ def _chapters(study: Study, rows: Sequence[Row]) -> Iterable[_Chapter]:
     better = "less" if mode == "min" else "more"
     question = f"Which variant has {better} {metric} than {study.baseline}, and how sure is that?"
     progress = f"{len(rows)} of {len(cells)} cells are done."
+    if nothing := len({(each.data, each.variant, repeat) for each in found for repeat in each.lost}):
+        progress += f" {nothing} of them came to no number."
     changed = [row for row in rows if row.changed]
     if changed:
         progress += (
@@ -95,6 +97,7 @@ def _chapters(study: Study, rows: Sequence[Row]) -> Iterable[_Chapter]:
             some = [each for each in here if each.metric == name]
             if some:
                 text = [_HOW_TABLE] if data == next(iter(study.data)) and name == metric else []
+                text += [_nothing(each, study.baseline) for each in some if each.lost]
                 yield _Chapter(f"{data}: {name}", text, _comparisons(some, study.baseline))
     yield _Chapter("Repeats", [], _Picture("repeats", _HOW_STRIP, to_png(to_pixels(strip(first, study.baseline)))))
     yield _Chapter("Time", [], _Picture("time", _HOW_TIME, to_png(to_pixels(time_beside(first, study.baseline)))))
@@ -120,6 +123,16 @@ _HOW_STRIP = "Each dot is a repeat, each bar the mean; the grey line is the mean
 _HOW_TIME = "Seconds of a training by the clock, on a logarithmic scale, beside the mean; the diamond is the baseline."
 
 
+def _nothing(each: Comparison, baseline: str) -> str:
+    """What to say of a variant that has repeats without a number."""
+    repeats = f"repeat{'' if len(each.lost) == 1 else 's'} {', '.join(each.lost)}"
+    compared = "nothing is compared to it" if each.variant == baseline else "it is not compared"
+    return (
+        f"{each.variant} came to no number in {repeats}: a training diverged. What is left are the repeats that went "
+        f"well, so {compared}; give it a lower learning rate, or a range with lower ones."
+    )
+
+
 def _in_short(study: Study, found: Sequence[Comparison]) -> _Table:
     rows = []
     for variant in study.variants:
@@ -140,7 +153,9 @@ def _comparisons(found: Sequence[Comparison], baseline: str) -> _Table:
     header = ["variant", "mean ± error", "repeats", f"gain over {baseline}", "p", "won, tied, lost", "seconds"]
     rows = []
     for each in found:
-        row = [each.variant, _plus_minus(each.mean.value, each.mean.error), str(each.mean.count)]
+        count = each.mean.count
+        repeats = f"{count} of {count + len(each.lost)}" if each.lost else str(count)
+        row = [each.variant, _plus_minus(each.mean.value, each.mean.error) if count else "", repeats]
         if (pair := each.paired) is None:
             row += ["", "", ""]
         else:

@@ -38,9 +38,9 @@ class Paired:
 
     Args:
         gain: The mean difference, positive where the variant is better.
-        low: Lower end of its interval; NaN of fewer than two pairs, as are the next two.
-        high: Upper end.
-        p: Probability of a difference as large, of either sign, if there were none.
+        low: Lower end of its interval; NaN of fewer than two pairs, or if all have the same gain.
+        high: Upper end; NaN where low is.
+        p: Probability of a difference as large, of either sign, if there were none; NaN of fewer than two pairs.
         wins: Pairs in which the variant is better.
         ties: Pairs in which both are equal.
         losses: Pairs in which the variant is worse.
@@ -83,7 +83,9 @@ def paired(
     r"""Compare a variant to the baseline, by the repeats that both have.
 
     The interval of the mean gain :math:`\bar d` of n pairs is :math:`\bar d \pm t_{n-1} s / \sqrt n`, with the standard
-    deviation s of the gains and the quantile t of Student's distribution.
+    deviation s of the gains and the quantile t of Student's distribution. Where all gains are the same, as the accuracy
+    on a small test set can be, there is no s: then there is no interval, and the probability is that of n equal signs,
+    :math:`2^{1 - n}`.
 
     Args:
         variant: What was measured of the variant, by repeat.
@@ -104,10 +106,14 @@ def paired(
         return Paired(found.value, math.nan, math.nan, math.nan, wins, ties, losses)
     free = found.count - 1
     half = float(student.ppf(0.5 + level / 2, free)) * found.error
-    # if all gains are the same, it is certain that there is one, or that there is none
-    p = 0.0 if found.value else 1.0
-    if found.error > 0:
-        p = float(2 * student.sf(abs(found.value) / found.error, free))
+    # as far as differences of rounded numbers can be told apart
+    noise = 1e-12 * max(abs(x) for values in (variant, baseline) for x in values.values())
+    if found.error <= noise:
+        if abs(found.value) <= noise:
+            return Paired(0.0, 0.0, 0.0, 1.0, 0, found.count, 0)
+        # all the same, which says nothing of how they spread: the probability that all have one sign by chance
+        return Paired(found.value, math.nan, math.nan, 2.0**-free, wins, ties, losses)
+    p = float(2 * student.sf(abs(found.value) / found.error, free))
     return Paired(found.value, found.value - half, found.value + half, p, wins, ties, losses)
 
 

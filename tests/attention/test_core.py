@@ -16,6 +16,7 @@ from ika_lightning.attention import (
     Bochner,
     Core,
     DirectSpectrum,
+    ExplicitKernel,
     FeatureMap,
     GaussianCopula,
     ImplicitSpectrum,
@@ -27,6 +28,7 @@ from ika_lightning.attention import (
     Yaglom,
 )
 from ika_lightning.attention.core import at_least_float32
+from ika_lightning.attention.features import fourier
 from ika_lightning.attention.kernels import Kernel
 from ika_lightning.attention.mask import Mask
 from ika_lightning.attention.spectrum import mean_key
@@ -354,7 +356,7 @@ def test_masks_add_to_the_logarithms_of_the_weights(core, masks, monkeypatch):
             # Masks change the mean key, and with it the kernel: make the frequencies those of the masked call.
             shared = mask.pairs is None and mask.pair_bias is None and not mask.causal
             pooled = core.spectrum.conditional and shared
-            drawn = core.spectrum(mean_key(inputs()[1], mask.keys) if pooled else None)
+            drawn = core.spectrum(mean_key(inputs()[1], mask.keys, mask.key_bias) if pooled else None)
             patch.setattr(core.spectrum, "forward", lambda _: drawn)
         _, free = core(*inputs(), need_weights=True)
     expected = free * one_mask(mask).exp()
@@ -472,10 +474,21 @@ def test_spectrum_is_told_the_mean_of_attendable_keys_or_nothing(build, kind, ma
     if not pooled:
         assert told == [None]
         return
-    keys = MASKS[masks].keys
-    keys = torch.ones(BATCH, 1, 1, KEYS, dtype=torch.bool) if keys is None else keys
-    expected = torch.stack([key[b, :, keys[b, 0, 0]].mean(1) for b in range(BATCH)])
-    assert_close(told, [expected])
+    keys, bias = MASKS[masks].keys, MASKS[masks].key_bias
+    weights = torch.ones(BATCH, 1, 1, KEYS, dtype=torch.float64) if keys is None else keys.double()
+    weights = (weights if bias is None else weights * bias.exp()).expand(BATCH, 1, 1, KEYS).mT
+    assert_close(told, [(key * weights).sum(2) / weights.sum(2)])
+
+
+@pytest.mark.parametrize("kind", ["implicit", "copula"])
+@pytest.mark.parametrize("build", [core_of, both])
+def test_a_key_that_weighs_double_is_one_that_is_there_twice(build, kind):
+    """Whatever a spectrum is told: its mean key weighs keys as the mask does."""
+    core, (query, key, value) = moved(build(kind)).eval(), inputs()
+    bias = torch.zeros(1, KEYS, dtype=torch.float64)
+    bias[0, 2] = math.log(2.0)
+    twice = [torch.cat([x, x[..., 2:3, :]], -2) for x in (key, value)]
+    assert_close(core(query, key, value, Mask.of(bias))[0], core(query, *twice)[0])
 
 
 def test_mean_key_without_any_key_is_zero():
@@ -610,6 +623,95 @@ def test_feature_map_of_ones_own(backend, options):
     query, key, value = inputs()
     assert_close(core(query, key, value)[0], by_formula(core, query, key, Polynomial()) @ value)
     assert core.kl == 3
+
+
+class Returning(Spectrum):
+    def __init__(self, returned: object, conditional: bool = False) -> None:
+        super().__init__()
+        self.returned, self.conditional = returned, conditional
+
+    def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "error"),
+    [
+        (Polynomial(), r"^Returning must return a FeatureMap and its regulariser, got a Polynomial$"),
+        ((None, torch.zeros(())), r"FeatureMap and its regulariser, got \(a NoneType, a tensor of shape \(\)\)"),
+        ((Polynomial(), 0.0), r"^the regulariser of Returning must be a tensor without axes.*, got a float$"),
+        ((Polynomial(), torch.zeros(2)), r"without axes, such as torch.zeros\(\(\)\), got a tensor of shape \(2,\)$"),
+        (
+            (fourier((torch.ones(HEADS + 1, 5, WIDTH),)), torch.zeros(())),
+            rf"frequencies must be \(heads, samples, width\) with {HEADS} heads, .* shape \({HEADS + 1}, 5, {WIDTH}\)",
+        ),
+    ],
+)
+def test_a_spectrum_that_returns_something_else_is_refused(returned, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        Core(HEADS, WIDTH, spectrum=Returning(returned))(*inputs())
+
+
+def test_a_conditional_map_says_what_it_is_for_some_sequences():
+    class Shifted(FeatureMap):
+        def __init__(self, shift: Tensor) -> None:
+            self.shift = shift
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return torch.cat([x + self.shift.unsqueeze(-2), torch.ones_like(x[..., :1])], -1)
+
+    class Selecting(Shifted):
+        def select(self, index: Tensor) -> FeatureMap:
+            return Selecting(self.shift.index_select(0, index))
+
+    class Told(Spectrum):
+        conditional = True
+
+        def __init__(self, kind: type[Shifted]) -> None:
+            super().__init__()
+            self.kind = kind
+
+        def forward(self, mean_key: Tensor | None = None) -> tuple[FeatureMap, Tensor]:
+            return self.kind(mean_key), torch.zeros(())
+
+    with pytest.raises(TypeError, match=r"Shifted, of the conditional Told, must say in select\(index\)"):
+        Core(HEADS, WIDTH, spectrum=Told(Shifted))(*inputs())
+    core, (query, key, value), order = Core(HEADS, WIDTH, spectrum=Told(Selecting)), inputs(), torch.tensor([1, 0])
+    selected = core.encode_keys(key, value).select(order)
+    assert_close(core.attend(query, selected)[0], core(query, key[order], value[order])[0])
+
+
+def test_parts_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="spectrum must be a subclass of Spectrum, got Linear"):
+        Core(HEADS, WIDTH, spectrum=torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="kernel must be a subclass of Kernel, got Linear"):
+        Core(HEADS, WIDTH, kernel=torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"kernel must be a class, or .*, got a RBFKernel made; give RBFKernel"):
+        ExplicitKernel(8, 2, kernel=RBFKernel(2, 4))
+
+
+@pytest.mark.parametrize("hidden", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_keys_that_a_finite_mask_hides_are_not_told_to_a_spectrum(hidden):
+    """As (1 - mask) * -1e4, which many models have: a prediction must not depend on what the padding holds."""
+    for kind in ("implicit", "copula"):
+        core, (query, key, value) = moved(core_of(kind)).float(), [x.float() for x in inputs()]
+        bias = torch.zeros(BATCH, 1, 1, KEYS)
+        bias[0, ..., 4:], bias[1, ..., 2:] = hidden, hidden
+        other = torch.where(bias == 0.0, key.mT, 7.0 - 3.0 * key.mT).mT
+        outs = [core.eval()(query, keys, value, Mask.of(bias))[0] for keys in (key, other)]
+        assert_close(*outs, rtol=0.0, atol=0.0)
+        assert_close(outs[0], core(query, key, value, Mask.of(bias == 0.0))[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_key_is_weighed_as_the_mask_weighs_keys():
+    key, bias = torch.tensor([[[[1.0], [5.0], [-7.0]]]]), torch.tensor([[[[0.0, math.log(3.0), -1e9]]]])
+    assert_close(mean_key(key, None, bias), torch.tensor([[[4.0]]]))
+    assert_close(mean_key(key, torch.tensor([[[[True, False, False]]]]), bias), torch.tensor([[[1.0]]]))
+    assert_close(mean_key(key, torch.zeros(1, 1, 1, 3, dtype=torch.bool), bias), torch.zeros(1, 1, 1))
+    # a mask that broadcasts, and one for which all keys are far
+    assert_close(mean_key(key, torch.ones(1, 1, 1, 1, dtype=torch.bool)), mean_key(key))
+    assert_close(mean_key(key, None, torch.full((1, 1, 1, 1), -1e9)), mean_key(key))
+    assert_close(mean_key(key[..., :0, :], None, bias[..., :0]), torch.zeros(1, 1, 1))
 
 
 def test_feature_map_that_returns_other_rows_is_refused():

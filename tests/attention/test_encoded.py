@@ -406,3 +406,35 @@ def test_only_sequences_that_move_are_copied():
     moved = move_rows(x, torch.tensor([2, 1]), length=1)
     # beyond the length nothing is worth a copy
     assert moved.flatten(1).tolist() == [[12, 13, 14, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
+@every_layer
+def test_decoding_no_positions_changes_nothing(name):
+    layer, x = build(name).eval(), randn(1, BATCH, 5, WIDTH)
+    _, cache = layer.decode(x[:, :4])
+    out, cache = layer.decode(x[:, :0], cache)
+    assert out.shape == (BATCH, 0, WIDTH) and cache.length == 4
+    assert_close(layer.decode(x[:, 4:], cache)[0], layer(x, x, x, is_causal=True, need_weights=False)[0][:, 4:])
+
+
+@pytest.mark.parametrize("name", ["DotProduct", "RBF", "IKANDirect exact", "IKAN exact"])
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_decoding_goes_on_in_another_precision(name, gradients, first):
+    """Begun under autocast and continued without, or the other way round."""
+    layer, x = build(name).float().eval(), randn(1, BATCH, 5, WIDTH).float()
+    with torch.set_grad_enabled(gradients):
+        with torch.autocast("cpu", enabled=first):
+            _, cache = layer.decode(x[:, :3])
+        with torch.autocast("cpu", enabled=not first):
+            out, cache = layer.decode(x[:, 3:4], cache)
+        last, _ = layer.decode(x[:, 4:], cache)
+        expected = layer(x, x, x, is_causal=True)[0][:, 3:]
+    assert_close(torch.cat([out.float(), last.float()], 1), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_cache_of_another_kind_of_layer_is_refused():
+    x = randn(1, BATCH, 5, WIDTH)
+    _, cache = build("IKANDirect").decode(x)
+    with pytest.raises(ValueError, match=r"are of another kind of layer; go on with the layer that the cache is of"):
+        build("DotProduct").decode(x, cache)

@@ -16,6 +16,8 @@ from ika_lightning.pictures import Recorder
 
 transformers = pytest.importorskip("transformers")
 
+from transformers import T5Config, T5EncoderModel  # noqa: E402
+
 from ika_lightning.attention.huggingface import attach_kernel_attention, attend, register_kernel_attention  # noqa: E402
 
 LEARNED = [IKANDirect, IKAN, MIKAN]
@@ -332,3 +334,14 @@ def test_additions_to_the_logits_are_refused(option):
     q = torch.ones(1, 2, 3, 2)
     with pytest.raises(ValueError, match=f"kernel attention has no {option}"):
         attend(module, q, q, q, None, **{option: torch.ones(())})
+
+
+def test_a_model_that_adds_to_its_logits_is_left_as_it_was():
+    """Found when it is switched over, and not in its first step of training."""
+    sizes = {"vocab_size": 17, "num_layers": 1, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2}
+    model = T5EncoderModel(T5Config(**sizes)).eval()
+    tokens = torch.tensor([[1, 5, 3]])
+    before = model(tokens).last_hidden_state
+    with pytest.raises(ValueError, match="kernel attention has no position_bias, which T5Attention asks for"):
+        attach_kernel_attention(model, IKAN, inputs={"input_ids": tokens})
+    assert model(tokens).last_hidden_state.equal(before)

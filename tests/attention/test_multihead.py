@@ -244,8 +244,13 @@ def test_float_masks_are_added_to_log_weights(name):
     _, biased = layer(*inputs(), attn_mask=bias, **options)
     expected = plain * bias.view_as(plain).exp()
     assert_close(biased, expected / expected.sum(-1, keepdim=True))
-    _, plain = layer(*inputs(), **options)
+    told, spectrum = [], layer.core.spectrum
+    if spectrum is not None:
+        # the mask weighs the mean key as well: let the kernel be that of the call with a mask
+        forward = spectrum.forward
+        spectrum.forward = lambda mean_key: told.append(mean_key) or forward(told[0])
     _, biased = layer(*inputs(), key_padding_mask=bias[:BATCH, 0], **options)
+    _, plain = layer(*inputs(), **options)
     expected = plain * bias[:BATCH, 0].exp()[:, None, None]
     assert_close(biased, expected / expected.sum(-1, keepdim=True))
 
@@ -922,3 +927,10 @@ def test_a_training_step_compiles_without_a_break_in_the_graph(name):
 
     torch._dynamo.reset()
     assert_close(step(torch.compile(layer, backend="eager", fullgraph=True)), step(layer))
+
+
+def test_attributes_that_others_read_of_pytorchs_layer():
+    theirs, ours = nn.MultiheadAttention(12, 2, kdim=5, vdim=7), DotProduct(12, 2, kdim=5, vdim=7)
+    for name in ("embed_dim", "kdim", "vdim", "num_heads", "head_dim", "dropout", "batch_first", "bias_k", "bias_v"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.add_zero_attn is theirs.add_zero_attn

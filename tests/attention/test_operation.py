@@ -720,3 +720,14 @@ def test_exponent_alone_is_dot_product_attention(width):
     for backend in ("sdpa", "dense", "reference", "auto"):
         ours = kernel_attention(None, None, value, query=query / math.sqrt(width), key=key, backend=backend)
         assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["query_features", "value", "query"])
+def test_whole_numbers_are_refused(part):
+    """Averages of them would be cut to whole numbers."""
+    parts = {"query_features": torch.ones(1, 5, 3), "key_features": torch.ones(1, 5, 3), "value": torch.ones(1, 5, 2)}
+    parts |= {"query": torch.ones(1, 5, 3), "key": torch.ones(1, 5, 3)}
+    with pytest.raises(
+        TypeError, match=r"^everything but attn_mask must be floating, got torch.int64; call .float\(\)$"
+    ):
+        kernel_attention(**{**parts, part: parts[part].long()})

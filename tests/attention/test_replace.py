@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from ika_lightning.attention import (
@@ -316,6 +317,76 @@ def test_replace_attention_replaces_all_or_nothing():
     with pytest.raises(ValueError, match="add_bias_kv"):
         replace_attention(model, IKAN)
     assert all(isinstance(layer, nn.MultiheadAttention) for layer in model)
+
+
+class Adapted(nn.Module):
+    """A projection with something beside it, as adapters are."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+        self.in_features = inner.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + 1.0
+
+
+def hooked(part: str):
+    return lambda layer: layer.get_submodule(part).register_forward_hook(lambda module, args, out: 2 * out)
+
+
+LOSSES = {
+    "a hook of a layer": (hooked(""), "it has hooks"),
+    "a hook of a projection": (hooked("out_proj"), "its out_proj has hooks"),
+    "pruning": (lambda layer: prune.random_unstructured(layer.out_proj, "weight", 1), "its out_proj has hooks"),
+    "spectral norm": (
+        lambda layer: parametrizations.spectral_norm(layer.out_proj),
+        "its out_proj has parametrizations, of weight",
+    ),
+    "an adapter": (
+        lambda layer: setattr(layer, "out_proj", Adapted(layer.out_proj)),
+        "its out_proj is a Adapted, and not the linear layer that it was made with",
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("make", [theirs, lambda: DotProduct(WIDTH, HEADS).double()], ids=["theirs", "ours"])
+def test_replace_attention_refuses_to_lose_something(make, loss):
+    change, message = LOSSES[loss]
+    model = nn.ModuleList([make(), make()])
+    change(model[1])
+    error = rf"^1 would lose something: {message}.*; strict=False replaces it all the same$"
+    with pytest.raises(ValueError, match=error):
+        replace_attention(model, IKAN)
+    assert not any(isinstance(layer, IKAN) for layer in model)
+    if loss != "an adapter":
+        replace_attention(model, IKAN, strict=False)
+        assert all(isinstance(layer, IKAN) for layer in model)
+
+
+def test_replace_attention_sees_parametrizations_of_the_packed_weight():
+    layer = theirs()
+    parametrizations.weight_norm(layer, "in_proj_weight")
+    with pytest.raises(ValueError, match="it has parametrizations, of in_proj_weight"):
+        replace_attention(nn.ModuleList([layer]), RBF)
+
+
+def test_replace_attention_refuses_to_untie_weights():
+    model = nn.ModuleDict({"a": theirs(), "b": theirs()})
+    model["b"].in_proj_weight = model["a"].in_proj_weight
+    with pytest.raises(ValueError, match=r"^a would lose something: its in_proj_weight is shared with another part"):
+        replace_attention(model, DotProduct)
+    outside = nn.ModuleDict({"a": DotProduct(WIDTH, HEADS), "head": nn.Linear(WIDTH, WIDTH)})
+    outside["head"].weight = outside["a"].out_proj.weight
+    with pytest.raises(ValueError, match=r"its out_proj\.weight is shared"):
+        replace_attention(outside, DotProduct)
+
+
+def test_what_comes_along_is_not_an_option():
+    for options in ({"dtype": torch.float64}, {"device": "meta"}):
+        with pytest.raises(ValueError, match=r"of a layer's parameters come along; call \.to\(\.\.\.\) on the result"):
+            replace_attention(nn.ModuleList([theirs()]), IKAN, **options)
 
 
 def test_replace_attention_says_if_there_is_nothing_to_replace():

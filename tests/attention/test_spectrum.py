@@ -193,10 +193,8 @@ def test_half_of_the_samples_lie_around_the_mean_and_half_around_its_negative():
 def test_fixed_points_are_as_even_on_either_side_of_the_mean(num_samples):
     """A half that held only the positive points of a coordinate would not be a normal law around the mean."""
     spectrum = ImplicitSpectrum(4, 16, num_samples)
-    sides = spectrum.side.squeeze(-1)
-    assert sides.eq(1).sum() == sides.eq(-1).sum() == num_samples // 2
-    for side in (1, -1):
-        half = spectrum.points[:, sides == side]
+    # one half is drawn around each side of the mean
+    for half in spectrum.points.split(num_samples // 2, dim=1):
         assert half.mean(1).norm(dim=-1).max() < math.sqrt(16 / half.size(1))  # that of random points, on average
         positive = (half > 0).float().mean(1)
         assert_close(positive, torch.full((4, 16), 0.5), rtol=0.0, atol=0.3)
@@ -383,10 +381,8 @@ def test_every_parameter_gets_a_gradient_in_every_call(move, batch, stationary, 
             assert parameter.grad.ne(0).any(), name
 
 
-def test_points_are_saved_and_sides_are_not():
-    state = implicit().state_dict()
-    assert state["points"].shape == (HEADS, 16, WIDTH)
-    assert "side" not in state
+def test_points_are_saved():
+    assert implicit().state_dict()["points"].shape == (HEADS, 16, WIDTH)
 
 
 @pytest.mark.parametrize("kind", [DirectSpectrum, ImplicitSpectrum])

@@ -1,13 +1,15 @@
 """Study files: what they say, and what is wrong with them in one line."""
 
 import math
+import re
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ika_lightning.study.cells import cells_of, configuration_hash, find_cell, words_of
+from ika_lightning.study.cells import cells_of, configuration_hash, files_of, find_cell, words_of
 from ika_lightning.study.definition import Choice, Range, Study, Variant, read_study
 
 WHOLE: dict[str, Any] = {
@@ -112,7 +114,8 @@ WRONG = {
     ),
     "mode": ({"tune|mode": "least"}, "tune.mode: must be min or max, got 'least'"),
     "sampler": ({"tune|sampler": "grid"}, "tune.sampler: must be quasi-random or tpe, got 'grid'"),
-    "tuned on a stranger": ({"tune|repeats": [0, 5]}, "tune.repeats: 5 is no repeat of hills, which are '0', '1', '2'"),
+    "tuned on a stranger": ({"tune|repeats": [0, 5]}, "tune.repeats: 5 is no repeat of hills, which are 0, 1, 2"),
+    "tuned on texts": ({"tune|repeats": ["0"]}, "tune.repeats: '0' is no repeat of hills, which are 0, 1, 2"),
     "tuned on nothing": ({"tune|repeats": []}, "tune.repeats: must be a list of repeats, or each, got '[]'"),
     "no repeats": ({"repeats": None}, "data.hills.repeats: is missing, here and for all data sets"),
     "one repeat": ({"repeats|values": 1, "tune|repeats": [0]}, "repeats.values: one repeat tells nothing of chance"),
@@ -250,3 +253,85 @@ class TestCells:
         (tmp_path / "hills.yaml").write_text("model: {class_path: Regression, init_args: {width: 8}}\n")
         changed = read_study(file)
         assert configuration_hash(changed, changed.data["hills"], changed.variants["trees"]) != same["trees"]
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.5e3", "-2e+7", ".5e1"])
+def test_numbers_are_those_of_the_command_line(number: str, tmp_path: Path) -> None:
+    """YAML 1.1 takes them for texts, which have no ends."""
+    file = write(tmp_path, {"tune|ranges": {"model.optimizer.lr": ["NUMBER", 12345678.0]}})
+    file.write_text(file.read_text().replace("NUMBER", number))
+    assert read_study(file).ranges(Variant("x"))["model.optimizer.lr"] == Choice((float(number), 12345678.0))
+
+
+@pytest.mark.parametrize("text", ["1e", "e4", "1e4x", "v1e4", "1e-4-5"])
+def test_texts_that_look_like_numbers_stay_texts(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path, {"tune|ranges": {"model.optimizer.lr": ["NUMBER", "b"]}})
+    file.write_text(file.read_text().replace("NUMBER", text))
+    assert read_study(file).ranges(Variant("x"))["model.optimizer.lr"] == Choice((text, "b"))
+
+
+@pytest.mark.parametrize("key", ["MIKAN", "baseline"])
+def test_a_name_that_is_there_twice_is_refused(key: str, tmp_path: Path) -> None:
+    file = write(tmp_path, {})
+    lines = file.read_text().splitlines()
+    place = next(number for number, line in enumerate(lines) if line.strip().startswith(f"{key}:"))
+    indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
+    lines.insert(place, f"{indent}{key}: {{}}")
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(file))}:{place + 2}: not valid YAML: {key} is there twice; "
+    ):
+        read_study(file)
+
+
+class TestFiles:
+    """What trainings are made of besides numbers: a change of any is another study."""
+
+    def hashes(self, folder: Path, changes: dict[str, Any], variant: str = "MIKAN") -> list[list[str]]:
+        study = read_study(write(folder, changes))
+        return files_of(study.data["hills"], study.variants[variant], study.ranges(study.variants[variant]))
+
+    def test_there_may_be_none(self, tmp_path: Path) -> None:
+        assert self.hashes(tmp_path, {}) == []
+
+    @pytest.mark.parametrize("place", ["repeat", "variant", "data", "refit", "choice", "reference"])
+    def test_wherever_they_are_named(self, place: str, tmp_path: Path) -> None:
+        file = tmp_path / "table.csv"
+        file.write_text("a,b\n1,2\n")
+        other = tmp_path / "other.csv"
+        other.write_text("a,b\n1,2\n")
+        overrides = {"data.path": str(file)}
+        changes = {
+            # names of cells have slashes, so values have none
+            "repeat": {"repeats": {"options": ["data.path"], "values": ["table.csv", "x"]}, "tune|repeats": ["x"]},
+            "variant": {"variants|MIKAN|overrides": overrides},
+            "data": {"data|hills|overrides": overrides},
+            "refit": {"refit": overrides},
+            "choice": {"tune|ranges|data.path": [str(file), str(other)]},
+            "reference": {"variants|trees|arguments": {"warm_start": {"from": [str(file)]}}},
+        }[place]
+        with chdir(tmp_path):
+            self.check(tmp_path, file, changes, "trees" if place == "reference" else "MIKAN")
+
+    def check(self, folder: Path, file: Path, changes: dict[str, Any], variant: str) -> None:
+        before = self.hashes(folder, changes, variant)
+        assert file.name in dict(before)
+        file.write_text("a,b\n1,3\n")
+        assert self.hashes(folder, changes, variant) != before
+
+    def test_configurations_inside_a_configuration(self, tmp_path: Path) -> None:
+        study = read_study(write(tmp_path, {}))
+        (tmp_path / "hills.yaml").write_text("model: parts/model.yaml\n")
+        (tmp_path / "parts").mkdir()
+        (tmp_path / "parts" / "model.yaml").write_text("class_path: Regression\ninit_args: {vectors: words.txt}\n")
+        (tmp_path / "parts" / "words.txt").write_text("a 1\n")
+        found = files_of(study.data["hills"], study.variants["MIKAN"], {})
+        assert dict(found).keys() == {"model.yaml", "words.txt"}
+
+    def test_an_encoder(self, tmp_path: Path) -> None:
+        folder = tmp_path / "encoder"
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text(name)
+        found = self.hashes(tmp_path, {"variants|MIKAN|overrides": {"model.pretrained": str(folder)}})
+        assert dict(found).keys() == {"config.json", "model.safetensors"}

@@ -62,13 +62,53 @@ def test_verdicts_are_those_of_the_statistics() -> None:
         assert [found[metric, name].verdict for name in VARIANTS] == ["", "better", "worse", ""]
 
 
-def test_a_result_that_is_no_number_is_left_out() -> None:
+def without(rows: list[Row], place: int, measures: dict[str, float]) -> list[Row]:
+    return [*rows[:place], replace(rows[place], measures=measures), *rows[place + 1 :]]
+
+
+def test_what_is_not_measured_is_left_out() -> None:
+    """A reference does not measure everything."""
     study = make_study()
-    rows = make_rows(study)
-    measures = {"test/rmse": math.nan}
-    rows[1] = Row("hills", "better", "0", rows[1].identity, measures, 1.0, 1.0, None)
+    rows = without(make_rows(study), 1, {"test/r2": 0.5})
     rmse, r2 = [each for each in compare(study, rows) if each.variant == "better"]
-    assert rmse.mean.count == r2.mean.count == 6 and rmse.paired is not None and rmse.paired.count == 6
+    assert (rmse.mean.count, r2.mean.count) == (6, 7) and rmse.paired is not None and rmse.paired.count == 6
+    assert rmse.verdict == "better" and rmse.lost == ()
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf])
+def test_a_variant_of_which_a_training_diverged_is_no_better(nothing: float, tmp_path: Path) -> None:
+    """The repeats that are left are those that went well."""
+    study = make_study()
+    rows = without(make_rows(study), 1, {"test/rmse": nothing, "test/r2": nothing})
+    rmse, _ = [each for each in compare(study, rows) if each.variant == "better"]
+    assert (rmse.lost, rmse.mean.count, rmse.paired, rmse.verdict) == (("0",), 6, None, "")
+    # the others are compared as ever
+    assert [each.verdict for each in compare(study, rows) if each.metric == "test/rmse"] == ["", "", "worse", ""]
+    write_report(study, rows, tmp_path)
+    said = (tmp_path / "report.md").read_text()
+    assert "28 of 28 cells are done. 1 of them came to no number." in said
+    assert "better came to no number in repeat 0: a training diverged." in said
+    (line,) = [line for line in said.splitlines() if line.startswith("| better | ") and "6 of 7" in line][:1]
+    assert "[" not in line
+
+
+def test_nothing_is_compared_to_a_baseline_that_diverged(tmp_path: Path) -> None:
+    study = make_study()
+    rows = without(make_rows(study), 4, {"test/rmse": math.nan, "test/r2": 0.1})
+    rmse = [each for each in compare(study, rows) if each.metric == "test/rmse"]
+    assert [each.paired for each in rmse] == [None] * 4 and rmse[0].lost == ("1",)
+    write_report(study, rows, tmp_path)
+    assert "plain came to no number in repeat 1: a training diverged. What" in (tmp_path / "report.md").read_text()
+
+
+def test_a_variant_that_always_diverges_is_in_the_table(tmp_path: Path) -> None:
+    study = make_study()
+    rows = [
+        replace(row, measures={"test/rmse": math.nan, "test/r2": math.nan}) if row.variant == "noise" else row
+        for row in make_rows(study)
+    ]
+    write_report(study, rows, tmp_path)
+    assert "| noise |  | 0 of 7 |" in (tmp_path / "report.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
@@ -69,12 +68,14 @@ class KernelConv(MessagePassing):
     def _join_heads(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.concat else x.mean(1)
 
-    def _graphs(self, batch: Tensor | tuple[Tensor, Tensor] | None) -> OptPairTensor:
+    def _graphs(self, batch: Tensor | tuple[Tensor, Tensor] | None, num_source: int, num_target: int) -> OptPairTensor:
         """Return the graph of each node that attends and of each that is attended to, if the spectrum asks for it."""
         if batch is None or self.core.spectrum is None or not self.core.spectrum.conditional:
             return None, None
         source, target = (batch, batch) if isinstance(batch, Tensor) else batch
-        for x in (source, target):
+        for x, nodes in ((source, num_source), (target, num_target)):
+            if x.shape != (nodes,):
+                raise ValueError(f"batch must name the graph of each of {nodes} nodes, got shape {tuple(x.shape)}")
             check_ascending(x)
         return target, source
 
@@ -89,11 +90,10 @@ class KernelConv(MessagePassing):
     def _weights(
         self, similarity: Tensor, exponent: Tensor, query: Tensor, num_queries: int, starts: OptTensor
     ) -> Tensor:
-        """Put the atom beside what was sampled, normalise, and drop some weights in training."""
+        """Put the atom beside what was sampled, and normalise."""
         share = self.core.share
         similarity = with_atom(similarity, None if share is None else share.to(similarity.dtype))
-        weights = neighbourhood_weights(similarity, exponent, query, num_queries, starts)
-        return F.dropout(weights, self.dropout, self.training)
+        return neighbourhood_weights(similarity, exponent, query, num_queries, starts)
 
     def aggregate(self, inputs: Tensor, index: Tensor, ptr: OptTensor = None, dim_size: int | None = None) -> Tensor:
         """Sum what neighbours send; where edges are sorted, without threads that wait for one another."""

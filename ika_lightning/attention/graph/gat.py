@@ -47,8 +47,8 @@ class KernelGATConv(KernelConv):
     features e, :math:`c_{ij} = [\Theta x_i, \Theta x_j, \Theta_e e_{ij}]` and :math:`s_g = \sqrt{3 d}`.
 
     The LeakyReLU is GAT's. Without it, with ``negative_slope=1``, what the exact part knows of i would be the same for
-    all neighbours, and cancel. Weights of a trained ``GATConv`` load (``strict=False``): parameters have the same
-    names.
+    all neighbours, and cancel. Arguments before the star are those of ``GATConv``, in its order. Weights of a trained
+    ``GATConv`` load (``strict=False``): parameters have the same names.
 
     A conditional spectrum is told the mean of :math:`c_{ij}`'s parts over nodes that are joined to another node, of the
     same graph alone if ``batch`` says which they are.
@@ -59,6 +59,8 @@ class KernelGATConv(KernelConv):
         out_channels: Channels a head, d.
         heads: Number of heads, h. Default: 1.
         concat: Concatenate the heads, else average them. Default: True.
+        negative_slope: Slope of the LeakyReLU that the exact part's product passes, where it is negative; 1 leaves it
+            as it is. Default: 0.2.
         dropout: Probability with which a weight is dropped in training. Default: 0.
         add_self_loops: Let each node attend to itself as well. Default: True.
         edge_dim: Width of the features of edges; None if there are none.
@@ -66,8 +68,6 @@ class KernelGATConv(KernelConv):
             the node (``"add"``, ``"mean"``, ``"min"``, ``"max"``, ``"mul"``). Default: ``"mean"``.
         bias: Add a learned bias. Default: True.
         residual: Add a learned projection of the input. Default: False.
-        negative_slope: Slope of the LeakyReLU that the exact part's product passes, where it is negative; 1 leaves it
-            as it is. Default: 0.2.
         p: Exponent of the norm in the magnitude, in [1, inf], or ``"learned"``: one a head. Default: 2.
         num_samples: Number of spectral samples a head, M. Default: 32.
         spectrum: ``"direct"``: frequencies are parameters; ``"implicit"``: their density is learned; ``"copula"``:
@@ -107,6 +107,7 @@ class KernelGATConv(KernelConv):
         out_channels: int,
         heads: int = 1,
         concat: bool = True,
+        negative_slope: float = 0.2,
         dropout: float = 0.0,
         add_self_loops: bool = True,
         edge_dim: int | None = None,
@@ -114,7 +115,6 @@ class KernelGATConv(KernelConv):
         bias: bool = True,
         residual: bool = False,
         *,
-        negative_slope: float = 0.2,
         p: Exponent = 2.0,
         num_samples: int = 32,
         spectrum: SpectrumName | Spectrum = "direct",
@@ -185,7 +185,8 @@ class KernelGATConv(KernelConv):
             edge_index: Edges, from source to target.
             edge_attr: Features of edges.
             size: Number of source and of target nodes.
-            return_attention_weights: Also return ``(edge_index, weights)``, with the self-loops that were added.
+            return_attention_weights: Also return ``(edge_index, weights)``, with the self-loops that were added; after
+                dropout, as ``GATConv`` does.
             batch: The graph of each node, or of source and target nodes, in ascending order; None if all are in one.
                 Only conditional spectra ask for it.
         """
@@ -217,7 +218,7 @@ class KernelGATConv(KernelConv):
             queries=target,
             keys=source,
             edge_attr=edge_attr,
-            graphs=self._graphs(batch),
+            graphs=self._graphs(batch, source.size(0), target.size(0)),
             same=same or self.add_self_loops,
             replaced=replaced,
         )
@@ -259,7 +260,7 @@ class KernelGATConv(KernelConv):
             if replaced is not None:
                 exponent = exponent.masked_fill(replaced.unsqueeze(-1), -math.inf)
             weights = self._weights(similarity, exponent, i, queries.size(0), ptr)
-        return weights.to(dtype)
+        return F.dropout(weights.to(dtype), self.dropout, self.training)
 
     def _exponent(
         self, vectors: list[Tensor], queries: Tensor, keys: Tensor, edges: OptTensor, i: Tensor, j: Tensor

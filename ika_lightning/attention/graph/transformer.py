@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor
@@ -124,19 +125,24 @@ class KernelTransformerConv(KernelConv):
         *,
         batch: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        """Let each node attend to its neighbours; arguments are those of :meth:`KernelGATConv.forward`."""
+        """Let each node attend to its neighbours; arguments are those of :meth:`KernelGATConv.forward`.
+
+        Weights are returned as they are before dropout, as ``TransformerConv`` does.
+        """
         attended, attending = (x, x) if isinstance(x, Tensor) else x
-        queries = self._split_heads(self.lin_query(attending))
+        queries, values = self._split_heads(self.lin_query(attending)), self._split_heads(self.lin_value(attended))
         alpha = self.edge_updater(
             without_guess(edge_index),
             queries=queries,
             keys=self._split_heads(self.lin_key(attended)),
             edge_attr=edge_attr,
-            graphs=self._graphs(batch),
+            graphs=self._graphs(batch, values.size(0), queries.size(0)),
             same=attended is attending,
         )
-        pair = (self._split_heads(self.lin_value(attended)), queries)  # the second says how many nodes there are
-        out = self._join_heads(self.propagate(edge_index, x=pair, alpha=alpha, edge_attr=edge_attr))
+        # of the nodes that edges begin with, and of those that they end with
+        size = (values.size(0), queries.size(0))
+        size = size if self.flow == "source_to_target" else size[::-1]
+        out = self._join_heads(self.propagate(edge_index, x=values, alpha=alpha, edge_attr=edge_attr, size=size))
         if self.lin_skip is not None:
             skipped = self.lin_skip(attending)
             if self.lin_beta is None:
@@ -184,4 +190,5 @@ class KernelTransformerConv(KernelConv):
     def message(self, x_j: Tensor, alpha: Tensor, edge_attr: OptTensor) -> Tensor:
         """Weigh what a neighbour, and the edge, send."""
         edges = self._project_edges(edge_attr)
+        alpha = F.dropout(alpha, self.dropout, self.training)
         return alpha.unsqueeze(-1) * (x_j if edges is None else x_j + edges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 import subprocess
@@ -309,6 +310,9 @@ class Cubes(FeatureMap):
     def __call__(self, x: Tensor) -> Tensor:
         return ((x + self.shift.unsqueeze(-2)) @ self.weight) ** 3
 
+    def select(self, index: Tensor) -> FeatureMap:
+        return Cubes(self.weight, self.shift.index_select(0, index))
+
 
 class CubicSpectrum(Spectrum):
     conditional = True
@@ -603,6 +607,53 @@ def test_bipartite(layer):
     )
 
 
+@pytest.mark.parametrize("root_weight", [True, False])
+@pytest.mark.parametrize("attending", [4, 11])
+def test_bipartite_against_the_direction_of_edges(root_weight, attending):
+    """Edges are read the other way round, and nodes that attend stay the second."""
+    attended, attending = randn(1, 7, IN), randn(2, attending, 2)
+    edge_index = torch.tensor([[0, 1, 6, 6, 2], [0, 0, 3, 1, 2]])
+    options = {"root_weight": root_weight}
+    forward = build("transformer", (IN, 2), OUT, HEADS, **options, **few)
+    backward = build("transformer", (IN, 2), OUT, HEADS, flow="target_to_source", **options, **few)
+    backward.load_state_dict(forward.state_dict())
+    out = backward((attended, attending), edge_index.flip(0))
+    assert out.shape == (len(attending), HEADS * OUT)
+    assert_close(out, forward((attended, attending), edge_index))
+    theirs = TransformerConv((IN, 2), OUT, HEADS, flow="target_to_source", **options).double()
+    assert theirs((attended, attending), edge_index.flip(0)).shape == out.shape
+
+
+def test_arguments_stand_in_the_order_of_gat_conv():
+    for ours, theirs in ((KernelGATConv, GATConv), (KernelTransformerConv, TransformerConv)):
+        named = [
+            [name for name, x in inspect.signature(kind).parameters.items() if x.kind is x.POSITIONAL_OR_KEYWORD]
+            for kind in (ours, theirs)
+        ]
+        assert named[0] == named[1]
+    conv = KernelGATConv(IN, OUT, HEADS, True, 0.3, 0.6, False)
+    assert (conv.negative_slope, conv.dropout, conv.add_self_loops) == (0.3, 0.6, False)
+
+
+def test_weights_are_returned_as_pygs_layers_return_them():
+    """With some dropped by the one, and none by the other."""
+    x, edge_index = randn(1, NODES, IN).float(), graph()
+    for ours, theirs in ((KernelGATConv, GATConv), (KernelTransformerConv, TransformerConv)):
+        found = []
+        for kind in (ours, theirs):
+            torch.manual_seed(0)
+            conv = kind(IN, OUT, HEADS, dropout=0.5)
+            found.append(bool(conv(x, edge_index, return_attention_weights=True)[1][1].eq(0.0).any()))
+        assert found == [ours is KernelGATConv] * 2
+
+
+@every_layer
+def test_a_batch_of_another_length_is_refused(layer):
+    conv, x = build(layer, IN, OUT, HEADS, spectrum="implicit", **few), randn(1, NODES, IN)
+    with pytest.raises(ValueError, match=rf"batch must name the graph of each of {NODES} nodes, got shape \(3,\)"):
+        conv(x, graph(), batch=torch.zeros(3, dtype=torch.long))
+
+
 def test_target_nodes_of_which_nothing_is_known():
     conv, x = build("gat", (IN, IN), OUT, HEADS, add_self_loops=False, residual=True, **few), randn(1, NODES, IN)
     edge_index = graph()
@@ -762,8 +813,10 @@ def test_weights_are_dropped_in_training_alone(layer):
     assert conv(x, graph()).equal(evaluated)
     conv.train()
     torch.manual_seed(0)
-    _, (_, weights) = conv(x, graph(), return_attention_weights=True)
-    assert 0.2 < weights.eq(0).double().mean() < 0.8
+    dropped, (_, weights) = conv(x, graph(), return_attention_weights=True)
+    assert not torch.isclose(dropped, evaluated).all()
+    # each layer returns them as PyG's does
+    assert (0.2 < weights.eq(0).double().mean() < 0.8) if layer == "gat" else weights.ne(0).all()
 
 
 @pytest.mark.parametrize("kind", ["direct", "copula", "softmax"])
