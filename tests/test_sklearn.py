@@ -1,4 +1,7 @@
+import math
 import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -261,10 +264,13 @@ class TestWrong:
             ({"width": "8"}, "width must be a whole number of at least 1, got '8'"),
             ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
             ({"missing": "drop"}, "missing must be one of 'error', 'mean', got 'drop'"),
-            ({"learning_rate": -1.0}, "learning_rate must be positive, got -1.0"),
-            ({"max_time": 0}, "max_time must be a positive number of seconds, got 0"),
+            ({"learning_rate": -1.0}, "learning_rate must be a positive, finite number, got -1.0"),
+            ({"max_time": 0}, "max_time must be a positive, finite number, got 0"),
             ({"attention": "Softmax"}, "attention must be a class of layers or one of IKANDirect, .* got 'Softmax'"),
-            ({"validation_fraction": 1.0}, "val_fraction must be at least 0 and less than 1, got 1.0"),
+            (
+                {"validation_fraction": 1.0},
+                "validation_fraction must be a number of at least 0 and less than 1, got 1.0",
+            ),
             ({"num_heads": 3}, "num_heads"),
             ({"likelihood": "laplace"}, "^likelihood must be one of 'gaussian', got 'laplace'$"),
             ({"ensemble": 0}, "^ensemble must be a whole number of at least 1, got 0$"),
@@ -288,3 +294,64 @@ class TestWrong:
             small().fit(x, y, sample_weight=np.ones(151))
         with pytest.raises(NotFittedError):
             small().predict(x)
+
+
+class TestOutsiders:
+    """What others have tried."""
+
+    def test_threads_take_turns(self) -> None:
+        X, y = np.random.default_rng(0).normal(size=(40, 3)), np.arange(40.0)
+
+        def train(_: int) -> float:
+            return float(small(5, dropout=0.5).fit(X, y).predict(X[:1])[0])
+
+        alone, before = train(0), torch.get_rng_state()
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(train, range(3))) == [alone] * 3
+        assert torch.get_rng_state().equal(before)
+
+    def test_long_whole_numbers_are_numbers(self) -> None:
+        """As times in nanoseconds are; beside a column of text they are not taken for codes."""
+        when = 1704067200000000000 + 3600 * 10**9 * np.arange(40)
+        X, y = pd.DataFrame({"when": when, "colour": ["red", "blue"] * 20}), np.arange(40.0)
+        X["count"] = pd.array([*range(39), None], dtype="Int64")
+        model = small(missing="mean").fit(X, y)
+        assert model._fitted()[0].hparams["num_features"] == 4
+        X["when"] += 7
+        assert np.isfinite(model.predict(X)).all()
+
+    def test_categories_that_are_numbers_are_refused(self) -> None:
+        X = pd.DataFrame({"z": pd.Categorical([0, 1, 2, 1] * 10), "a": np.arange(40.0)})
+        with pytest.raises(
+            ValueError, match=r"^X: column 'z' has categories that are numbers, such as 0, which would be "
+        ):
+            small().fit(X, X["a"])
+        X["z"] = X["z"].cat.rename_categories("c{}".format)
+        assert small().fit(X, X["a"])._fitted()[0].hparams["num_features"] == 4
+
+    @pytest.mark.parametrize("name", ["missing", "unseen"])
+    def test_none_is_no_choice(self, name: str) -> None:
+        with pytest.raises(ValueError, match=rf"^{name} must be 'error' or '\w+', got None$"):
+            small(**{name: None}).fit([[0.0], [1.0]], [0.0, 1.0])
+
+    @pytest.mark.parametrize(
+        ("argument", "value", "rule"),
+        [
+            ("validation_fraction", "a", "must be a number of at least 0 and less than 1, got 'a'"),
+            ("validation_fraction", 1, "must be a number of at least 0 and less than 1, got 1"),
+            ("dropout", None, "must be a number of at least 0 and less than 1, got None"),
+            ("learning_rate", None, "must be a positive, finite number, got None"),
+            ("learning_rate", math.inf, "must be a positive, finite number, got inf"),
+            ("frequency_scale", "a", "must be a positive, finite number, got 'a'"),
+            ("max_time", math.inf, "must be a positive, finite number, got inf"),
+            ("num_heads", 3, "must divide width, got num_heads=3, width=8"),
+        ],
+    )
+    def test_an_argument_that_is_wrong_is_named(self, argument: str, value: object, rule: str) -> None:
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{argument} {rule}')}$"):
+            small(**{argument: value}).fit([[0.0], [1.0]], [0.0, 1.0])
+
+    def test_numbers_beyond_all_others_are_refused(self) -> None:
+        X = np.arange(40.0)[:, None]
+        with pytest.raises(ValueError, match=r"^X, row 1: a number is too far from those of fit to be computed with"):
+            small().fit(X, X[:, 0]).predict([[1.0], [1e300]])

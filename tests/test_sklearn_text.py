@@ -164,9 +164,9 @@ class TestBadInput:
             ({"updates": 0}, "updates must be a whole number of at least 1, got 0"),
             ({"width": 7.5}, "width must be a whole number of at least 1, got 7.5"),
             ({"attention": "IKANS"}, "attention must be a class of layers or one of IKANDirect, IKAN, MIKAN"),
-            ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+            ({"learning_rate": 0.0}, "learning_rate must be a positive, finite number, got 0.0"),
             ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
-            ({"max_time": 0}, "max_time must be a positive number of seconds, got 0"),
+            ({"max_time": 0}, "max_time must be a positive, finite number, got 0"),
             ({"class_weight": "even"}, "class_weight must be .*balanced.*, got 'even'"),
             ({"unit": "letter"}, "letter"),
             ({"pooling": "sum"}, "sum"),
@@ -197,3 +197,14 @@ class TestBadInput:
             with pytest.raises(NotFittedError, match="is not fitted yet; call fit first"):
                 ask(small())
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("y", [[np.nan, "a", "b"] * 4, [None, "a", "b"] * 4])
+def test_a_class_that_is_missing_is_none(y: list[object]) -> None:
+    with pytest.raises(ValueError, match=r"^y\[0\] is missing"):
+        KernelAttentionTextClassifier().fit(["a text"] * 12, y)
+
+
+def test_classes_are_of_one_type() -> None:
+    with pytest.raises(ValueError, match=r"^y must have classes of one type, got int and str; make them strings"):
+        KernelAttentionTextClassifier().fit(["a text"] * 12, [1, "a", "b"] * 4)

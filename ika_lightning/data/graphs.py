@@ -249,7 +249,7 @@ def read_graph(
         ValueError: If the tables do not make a graph; the message names the row.
     """
     table = read_table(nodes, separator)
-    require_column(table, node, nodes)
+    require_column(table, node, nodes, "--data.node")
     names = [name.strip() for name in table[node]]
     row_of: dict[str, int] = {}
     for row, name in enumerate(names):

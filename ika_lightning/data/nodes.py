@@ -244,6 +244,12 @@ class NodeCorpus(Corpus[NodeGraph, NodeEncoder, NodeBatch]):
         named = np.flatnonzero(graph.train_mask) if known and known.draws else None
         train = splits.per_class(y, labelled, per_class, self.seed, first=named)
         rest = np.setdiff1d(labelled, train)
+        if known is None and val is None and len(labelled) and not len(rest):
+            few = max(1, int(np.bincount(y[labelled]).max()) // 2)
+            raise ValueError(
+                f"{self.source}: all {len(labelled)} labelled nodes are for training, {per_class} of each class, and "
+                f"none is left for validation; give --data.train_per_class, such as {few}"
+            )
         if val is None:
             val = known.num_val if known else len(rest) // 3
         if test is None:

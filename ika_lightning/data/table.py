@@ -232,13 +232,14 @@ def _cells_of(table: pa.Table, path: object) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype="str")
 
 
-def require_column(table: pd.DataFrame, name: str, source: str) -> None:
+def require_column(table: pd.DataFrame, name: str, source: str, option: str | None = None) -> None:
     """Check that a table has a column.
 
     Args:
         table: The table.
         name: The column.
         source: What the error calls the table.
+        option: What names the column on the command line, where it has a name of its own if nobody does.
 
     Raises:
         ValueError: If not; the message lists the columns and the closest name.
@@ -253,4 +254,5 @@ def require_column(table: pd.DataFrame, name: str, source: str) -> None:
         columns = list(table.columns)
         raise ValueError(
             f"{source} has no column {name!r}{closest(name, columns)}; its columns are {quoted(columns, 30)}"
+            f"{f'; name one with {option}' if option else ''}"
         )

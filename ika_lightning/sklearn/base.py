@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import math
 import tempfile
+import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import timedelta
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -28,11 +30,15 @@ from sklearn.utils import check_random_state
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data.base import DataModule
 from ika_lightning.data.corpus import Corpus
+from ika_lightning.internals import EpochProgressBar
 from ika_lightning.output import write_output
 from ika_lightning.tasks import Task
 from ika_lightning.tasks.base import MONITOR
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
+
+# Held while a process-wide state is another.
+_ALONE = threading.RLock()
 
 Model = TypeVar("Model", bound=Task[Any])
 Kind = TypeVar("Kind", bound=Corpus[Any, Any, Any])
@@ -98,21 +104,34 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             number = getattr(self, name)
             if not isinstance(number, Integral) or number < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.max_time is not None and not self.max_time > 0:
-            raise ValueError(f"max_time must be a positive number of seconds, got {self.max_time}")
+        self._check_positive("learning_rate", *(() if self.max_time is None else ("max_time",)))
+        self._check_shares("dropout", "validation_fraction")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads must divide width, got num_heads={self.num_heads}, width={self.width}")
         if isinstance(self.attention, str) and self.attention not in self.layers:
             raise ValueError(
                 f"attention must be a class of layers or one of {', '.join(self.layers)}, got {self.attention!r}"
             )
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            number = getattr(self, name)
+            if not isinstance(number, Real) or not 0.0 < float(number) < math.inf:
+                raise ValueError(f"{name} must be a positive, finite number, got {number!r}")
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
+            number = getattr(self, name)
+            if not isinstance(number, Real) or not 0.0 <= float(number) < 1.0:
+                raise ValueError(f"{name} must be a number of at least 0 and less than 1, got {number!r}")
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _train(self, data: Data, seed: int) -> None:
         """Train on data, and keep the checkpoint of the best validation, or of the end."""
-        with torch.random.fork_rng(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
+        # the state of PyTorch's generator, and how much is said, are of the process: threads take turns
+        with _ALONE, torch.random.fork_rng(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(seed)
             layer = self.layers[self.attention] if isinstance(self.attention, str) else self.attention
             self.checkpoint_ = self._run(self._make_task(layer), data, Path(folder))
@@ -132,7 +151,12 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             check_val_every_n_epoch=None if validates else 1,
             limit_val_batches=None if validates else 0,
             num_sanity_val_steps=0,
-            callbacks=[AveragedWeights(recipe.decay), _Named(data), *([best] if validates else [])],
+            callbacks=[
+                AveragedWeights(recipe.decay),
+                _Named(data),
+                *([best] if validates else []),
+                *([EpochProgressBar()] if self.verbose else []),
+            ],
             enable_checkpointing=validates,
             logger=False,
             enable_progress_bar=bool(self.verbose),
@@ -156,7 +180,7 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
 
     def _load(self) -> tuple[Model, Data]:
         # layers are drawn before they are loaded
-        with torch.random.fork_rng():
+        with _ALONE, torch.random.fork_rng():
             model = self.task.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         data = self.data_class.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         return cast("Model", model.eval()), cast("Data", data)

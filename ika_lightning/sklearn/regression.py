@@ -171,7 +171,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         """Predict targets, in float64: the prediction for a row is the same in any company.
 
         Args:
-            X: Rows as in :meth:`fit`. Columns of a DataFrame are found by name.
+            X: Rows as in :meth:`fit`. A DataFrame has the columns of fit, in their order, which scikit-learn checks.
             return_std: Return standard deviations as well: those that ``likelihood="gaussian"`` has learned; or of an
                 ``ensemble`` of three or more without a likelihood, the spread of its members' predictions.
 
@@ -241,6 +241,10 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
 
     def _check_arguments(self) -> None:
         self._check(updates=1, width=1, depth=0, num_heads=1, ensemble=1, batch_size=2, max_context=1)
+        self._check_positive("frequency_scale")
+        for name, choices in (("missing", "'error' or 'mean'"), ("unseen", "'error' or 'ignore'")):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} must be {choices}, got None")
         # dropping rows would leave rows without a prediction
         check_choices(missing=(self.missing, ("error", "mean")), unseen=(self.unseen, ("error", "ignore")))
         if not isinstance(self.interval, Real) or not 0 < self.interval < 1:
@@ -252,7 +256,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             validate_data(self, X, reset=reset, skip_check_array=True)
             if not len(X):
                 raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-            return as_text(X, "X")
+            return as_text(_by_type(X), "X")
         least = 2 if reset else 1
         finite = True if self.missing == "error" else "allow-nan"
         numbers = validate_data(
@@ -302,13 +306,37 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
     def _predict(self, X: Any) -> RowPredictions:
         model, data = self._fitted()
         table = self._table(X, reset=False)
-        batch = data.learned.encode(table, "X", labelled=False)
+        with np.errstate(over="ignore"):
+            batch = data.learned.encode(table, "X", labelled=False)
+        if not (finite := batch.features.isfinite().all(1)).all():
+            row = int((~finite).nonzero()[0])
+            raise ValueError(f"X, row {row}: a number is too far from those of fit to be computed with, in float32")
         batch = batch._replace(features=batch.features.double())
         with torch.inference_mode():
             parts = [
                 model.predict_step(batch.take(part), 0) for part in torch.arange(len(table)).split(self.max_context)
             ]
         return model.complete_predictions(torch.cat(parts))
+
+
+def _by_type(X: pd.DataFrame) -> pd.DataFrame:
+    """A table whose columns are read as what their types say, once they are text.
+
+    Raises:
+        ValueError: If one has categories that are numbers, which text cannot tell from numbers.
+    """
+    columns = {}
+    for name, column in X.items():
+        if isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories):
+            raise ValueError(
+                f"X: column {name!r} has categories that are numbers, such as {column.cat.categories[0]}, which would "
+                "be read as numbers; rename them (column.cat.rename_categories('c{}'.format)), or make them numbers "
+                "(column.astype(float))"
+            )
+        # long whole numbers would be taken for codes
+        is_whole = pd.api.types.is_integer_dtype(column.dtype)
+        columns[name] = column.astype("Float64").to_numpy(float, na_value=np.nan) if is_whole else column
+    return pd.DataFrame(columns, index=X.index)
 
 
 def _new_name(name: str, taken: Any) -> str:

@@ -160,12 +160,16 @@ class KernelAttentionTextClassifier(
             check_choices(class_weight=(self.class_weight, ("balanced",)))
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        texts, labels = _texts(X), column_or_1d(y, warn=True)
+        # of a list, an array of strings would hide what is none
+        listed = np.array([*y, None], dtype=object)[:-1] if isinstance(y, list | tuple) else y
+        texts, labels = _texts(X), column_or_1d(listed, warn=True)
         check_consistent_length(texts, labels)
         if (missing := np.flatnonzero(pd.isna(labels))).size:
             raise ValueError(f"y[{missing[0]}] is missing; leave out texts without a class")
         if len(kinds := {type(label).__name__ for label in labels.tolist()}) > 1:
             raise ValueError(f"y must have classes of one type, got {' and '.join(sorted(kinds))}; make them strings")
+        if isinstance(y, list | tuple):
+            labels = np.asarray(labels.tolist())
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         self._names = _names(self.classes_)
         seed = self._seed()

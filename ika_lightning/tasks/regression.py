@@ -354,6 +354,28 @@ class Regression(Task[RegressionData]):
             self.intervals.end(self.trainer.world_size)
             self._say_why_no_interval()
 
+    def on_fit_start(self) -> None:
+        """Compile the network, if asked to, and check that there is something to answer from."""
+        super().on_fit_start()
+        self._check_context()
+
+    def _check_encoding(self) -> None:
+        super()._check_encoding()
+        self._check_context()
+
+    def _check_context(self) -> None:
+        """Refuse to answer from nothing, as where loaders are given without a data module.
+
+        Raises:
+            ValueError: If the context is as it was built.
+        """
+        if self.data is None and not self.context.any():
+            raise ValueError(
+                "the context, of which rows answer, is empty: give the trainer a RegressionData; or, with loaders of "
+                "your own, call model.configure_model() and put training rows into model.context and "
+                "model.context_target"
+            )
+
     def on_test_start(self) -> None:
         """Say once if there are no intervals to measure."""
         super().on_test_start()

@@ -645,3 +645,21 @@ class TestSavedAttributes:
             fitted(path=save(test_mask=torch.arange(NODES) < 12))
         message = "12 nodes are in train_mask and in test_mask; figures measured on them flatter the model"
         assert [str(warning.message).partition(": ")[2] for warning in warned] == [message]
+
+
+def test_all_labelled_nodes_for_training_are_refused_with_the_way_on(tables):
+    """Early stopping and the best checkpoint would have nothing to go by."""
+    files = tables(split=None)
+    with pytest.raises(
+        ValueError, match=r"all 23 labelled nodes are for training, 20 of each class, and none is left "
+    ):
+        fitted(**files)
+    assert len(parts(fitted(**files, train_per_class=4))[1]) > 0
+    # who asks for no validation gets none
+    fitted(**files, num_val=0)
+
+
+def test_a_table_without_nodes_names_the_option(tables):
+    files = tables(node=None, name="other", person=[f"n{row}" for row in range(NODES)])
+    with pytest.raises(ValueError, match=r"has no column 'node'.*; name one with --data\.node$"):
+        fitted(**files)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect, attention_kl
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.callbacks.predictions import PredictionWriter
 from ika_lightning.data import RegressionData
+from ika_lightning.data.encoders import RowBatch
 from ika_lightning.models import SpectralDraws
 from ika_lightning.tasks import Regression, WarmupCosine
 from ika_lightning.tasks.uncertainty import FLOOR, Answer, conformal_radius, gaussian, gaussian_crps, gaussian_nll
@@ -790,3 +792,19 @@ def test_other_data_is_refused(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="Regression needs RegressionData, got Pictures; give --data RegressionData"):
         trainer(tmp_path, max_epochs=1).fit(Regression(), Pictures())
+
+
+def test_loaders_alone_give_no_rows_to_answer_from() -> None:
+    """A context of zeros would answer for every row, without a word."""
+    model = Regression(width=8, depth=1, num_heads=2, num_features=3, num_context=5, target_mean=1.0, target_std=2.0)
+    rows = RowBatch(torch.randn(7, 3), torch.randn(7), torch.arange(7))
+    loader = DataLoader([rows], batch_size=None)
+    trainer = Trainer(max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"^the context, of which rows answer, is empty: give the trainer a Regres"):
+        trainer.fit(model, loader, loader)
+    with pytest.raises(ValueError, match=r"^the context, of which rows answer, is empty"):
+        trainer.validate(model, loader)
+    model.configure_model()
+    model.context, model.context_target = torch.randn(5, 3), torch.randn(5)
+    trainer.fit(model.train(), loader, loader)
+    assert trainer.callback_metrics["val/loss"].isfinite()
