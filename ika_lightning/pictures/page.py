@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 __all__ = ["gallery", "page", "picture", "table"]
 
-# Of how many letters a cell stays in one line: a gain and its interval.
-_SHORT = 32
-
 # Pictures have a white card in the dark, too: their colours are made for it. A click makes a picture the target of the
 # page's address, and a target fills the window, without a script; the way back is a link or the browser's own.
 _STYLE = """\
@@ -24,7 +21,7 @@ h1, h2 { font-weight: 600; line-height: 1.2; } p { max-width: 46rem; } a { color
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 .table { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; }
 td, th { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;
-min-width: 4rem; } td:first-child { overflow-wrap: normal; } td.short { white-space: nowrap; }
+min-width: 4rem; } td:first-child { overflow-wrap: normal; } .numbers td { white-space: nowrap; }
 code { background: var(--code); padding: 0 .2rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); gap: 1.5rem;
 align-items: start; margin: 1rem 0 2rem; }
@@ -85,23 +82,19 @@ def picture(name: str, image: bytes, caption: str = "") -> str:
     )
 
 
-def _cell(text: str) -> str:
-    """A cell, in one line if it has a few words or numbers alone, of which a half would be misread."""
-    short = ' class="short"' if any(x.isdigit() for x in text) and len(text) < _SHORT else ""
-    return f"<td{short}>{html.escape(text)}</td>"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     r"""Return a table, which scrolls by itself where the window is too narrow for it.
 
     Args:
         header: Titles of the columns; if all are empty, there is no header.
         rows: Its cells, row by row.
+        numbers: Whether its cells are numbers, which are misread where a line breaks them.
 
     Example:
         >>> table(("", ""), [("a", "<b>")])
         '<div class="table"><table>\n<tr><td>a</td><td>&lt;b&gt;</td></tr>\n</table></div>'
     """
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)] if any(header) else []
-    lines += ["".join(map(_cell, row)) for row in rows]
-    return "\n".join(['<div class="table"><table>', *(f"<tr>{line}</tr>" for line in lines), "</table></div>"])
+    lines += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    kind = "table numbers" if numbers else "table"
+    return "\n".join([f'<div class="{kind}"><table>', *(f"<tr>{line}</tr>" for line in lines), "</table></div>"])

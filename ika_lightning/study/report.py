@@ -258,7 +258,7 @@ def _html(name: str, chapters: Sequence[_Chapter]) -> str:
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in chapter.text]
         match chapter.content:
             case _Table(header, rows):
-                parts.append(table(header, rows))
+                parts.append(table(header, rows, numbers=True))
             case _Picture(name, shows, png):
                 parts.append(gallery([picture(name, png, shows)]))
     return page(title, parts)
