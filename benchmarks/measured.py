@@ -79,10 +79,15 @@ def short_translation() -> pd.DataFrame:
     """Return validation loss of Multi30k after 1,200 updates by attention and seed."""
     fits = _read("translation_short")
     fits["variant"] = [
-        row.attention if row.attention == "DotProduct" else f"{row.attention}, p = {_exponent(row.p)}"
+        row.attention + ("" if row.attention == "DotProduct" else f", p = {_exponent(row.p)}{_few(row.samples)}")
         for row in fits.itertuples()
     ]
     return _tidy(fits.assign(data="Multi30k"), variant="variant", repeat="seed", value="val_loss")
+
+
+def _few(samples: float) -> str:
+    """How many samples a head has, where it is another number than the configuration's."""
+    return "" if math.isnan(samples) or samples == 32 else f", M = {samples:.0f}"
 
 
 def pretrained() -> pd.DataFrame:

@@ -356,13 +356,52 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
                 "the checkpoint was trained on data of other sizes, and this strategy has cut the network into shares "
                 "already; give the data that it was trained on, or one process"
             )
-        if other or not self.is_built:
-            if trainer is None:
+        if trainer is None:
+            if other or not self.is_built:
                 self._build()
-                return
+        elif other or not self.is_built:
             # as Lightning calls configure_model, so that parameters have the trainer's precision and device
             with trainer.strategy.tensor_init_context(), trainer.precision_plugin.module_init_context():
                 self._build()
+        self._check_shapes(checkpoint)
+
+    def _check_shapes(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse the checkpoint of another network in one line, before PyTorch lists all that does not fit.
+
+        Raises:
+            ValueError: If a parameter has another shape there.
+        """
+        there, own = (
+            {key: tuple(value.shape) for key, value in state.items() if key.startswith("net.")}
+            for state in (checkpoint.get("state_dict", {}), self.state_dict())
+        )
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        differing = next((key for key in sorted(there.keys() & own.keys()) if there[key] != own[key]), None)
+        # names alone may be those of an earlier version, which modules read
+        if differing is None and not (there.keys() != own.keys() and self._has_other_classes(saved)):
+            return
+        what = self._different_options(saved) or f"{differing} of another shape"
+        raise ValueError(
+            f"the checkpoint has another network, with {what}; give the model the options that it was trained with, or "
+            "leave them out"
+        )
+
+    def _has_other_classes(self, saved: Mapping[str, Any]) -> bool:
+        pairs = ((value, saved.get(name)) for name, value in self.hparams.items())
+        return any(
+            _class_name(here) != _class_name(there)
+            for here, there in pairs
+            if isinstance(here, Mapping) and isinstance(there, Mapping)
+        )
+
+    def _different_options(self, saved: Mapping[str, Any]) -> str:
+        """Name the hyper-parameters that are others than those of a checkpoint."""
+        found = (
+            _difference(name, saved[name], value)
+            for name, value in self.hparams.items()
+            if name in saved and name not in self.sizes and saved[name] != value
+        )
+        return ", ".join(found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the seed of the noise."""
@@ -421,12 +460,8 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
         shapes, there = ({key: tuple(value.shape) for key, value in state.items()} for state in (own, weights))
         for key in sorted((shapes.keys() | there.keys()) - anew):
             if shapes.get(key) != there.get(key):
-                different = [
-                    f"{name}={start.hparams[name]!r} (here {value!r})"
-                    for name, value in self.hparams.items()
-                    if name in start.hparams and name not in self.sizes and start.hparams[name] != value
-                ]
-                what = ", ".join(different) or f"{key} of shape {there.get(key)} (here {shapes.get(key)})"
+                what = self._different_options(start.hparams)
+                what = what or f"{key} of shape {there.get(key)} (here {shapes.get(key)})"
                 raise ValueError(
                     f"{start.source} has another network, with {what}; give the model the options that it was trained "
                     "with"
@@ -597,3 +632,19 @@ class Task(FromCheckpoint, LightningModule, ABC, Generic[Data]):
             if value.numel() == 1:
                 self.log(f"{stage}/{name}", value, prog_bar=name == self.headline)
         self.show(stage, measured)
+
+
+def _class_name(named: Mapping[str, Any]) -> str:
+    return str(named.get("class_path")).rpartition(".")[2]
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Say how a hyper-parameter differs; of a class with arguments, which of both."""
+    if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
+        return f"{name}={there!r} (here {here!r})"
+    classes = [_class_name(each) for each in (there, here)]
+    if classes[0] != classes[1]:
+        return f"{name}={classes[0]} (here {classes[1]})"
+    of_there, of_here = (each.get("init_args") or {} for each in (there, here))
+    options = (option for option in {**of_there, **of_here} if of_there.get(option) != of_here.get(option))
+    return ", ".join(_difference(f"{name}.{each}", of_there.get(each), of_here.get(each)) for each in options)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from torch.testing import assert_close
 
-from ika_lightning.attention import IKANDirect
+from ika_lightning.attention import IKAN, IKANDirect
 from ika_lightning.cli import main
 from ika_lightning.data import NodeClassificationData, RegressionData, TextClassificationData, TranslationData
 from ika_lightning.data.tokenizer import Tokenizer
@@ -205,6 +205,25 @@ class TestOtherRows:
             ValueError, match=r"^model.ckpt has another network, with width=8 \(here 16\), dropout=0.0 \("
         ):
             untouched(Regression(FEW, 16, 1, 2, init_from="model.ckpt"), self.data("rows.csv"))
+
+    @pytest.mark.parametrize(
+        ("options", "difference"),
+        [
+            ((FEW, 16, 1, 2), r"width=8 \(here 16\), .*"),
+            ((IKAN, 8, 1, 2), r"attention=\w+ \(here IKAN\), .*"),
+            ((functools.partial(IKANDirect, num_samples=4), 8, 1, 2), r"attention.num_samples=3 \(here 4\), .*"),
+        ],
+    )
+    @pytest.mark.parametrize("way", ["resume", "init_from"])
+    def test_another_network_takes_one_line(self, tables: Path, options, difference: str, way: str) -> None:
+        """And not PyTorch's list of all that does not fit."""
+        start = {"init_from": "model.ckpt"} if way == "init_from" else {}
+        source = "model.ckpt" if way == "init_from" else "the checkpoint"
+        model, fit = Regression(*options, **start), trainer(max_epochs=2)
+        message = rf"^{source} has another network, with {difference}; give the model the options that it was"
+        with pytest.raises(ValueError, match=message) as error:
+            fit.fit(model, self.data("rows.csv"), ckpt_path=None if start else "model.ckpt", weights_only=True)
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
 class TestOtherTexts:
