@@ -310,6 +310,15 @@ class TestOutsiders:
             assert list(pool.map(train, range(3))) == [alone] * 3
         assert torch.get_rng_state().equal(before)
 
+    def test_another_default_precision_changes_nothing(self, rows: tuple[np.ndarray, np.ndarray]) -> None:
+        expected = small().fit(*rows).predict(rows[0])
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert_array_equal(small().fit(*rows).predict(rows[0]), expected)
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+
     def test_long_whole_numbers_are_numbers(self) -> None:
         """As times in nanoseconds are; beside a column of text they are not taken for codes."""
         when = 1704067200000000000 + 3600 * 10**9 * np.arange(40)

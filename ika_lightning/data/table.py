@@ -205,6 +205,13 @@ def as_text(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, ValueError) as error:
+        for name, column in frame.items():
+            kinds = sorted({type(cell).__name__ for cell in column.dropna()})
+            if len(kinds) > 1:
+                raise ValueError(
+                    f"{source}: column {name!r} has cells of several types, {' and '.join(kinds)}; make them all "
+                    "numbers, or all strings"
+                ) from None
         reason = str(error).splitlines()[0]
         raise ValueError(f"{source}: a column is neither numbers nor strings ({reason}); convert it") from None
     return _cells_of(table, source)

@@ -37,7 +37,7 @@ from ika_lightning.tasks.base import MONITOR
 from ika_lightning.tasks.layers import find_layer
 from ika_lightning.tasks.recipe import Recipe
 
-# Held while a process-wide state is another.
+# Held while the state of the process is another.
 _ALONE = threading.RLock()
 
 Model = TypeVar("Model", bound=Task[Any])
@@ -130,8 +130,7 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
 
     def _train(self, data: Data, seed: int) -> None:
         """Train on data, and keep the checkpoint of the best validation, or of the end."""
-        # the state of PyTorch's generator, and how much is said, are of the process: threads take turns
-        with _ALONE, torch.random.fork_rng(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
+        with _alone(), _quiet(self.verbose), tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(seed)
             layer = self.layers[self.attention] if isinstance(self.attention, str) else self.attention
             self.checkpoint_ = self._run(self._make_task(layer), data, Path(folder))
@@ -180,7 +179,7 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
 
     def _load(self) -> tuple[Model, Data]:
         # layers are drawn before they are loaded
-        with _ALONE, torch.random.fork_rng():
+        with _alone():
             model = self.task.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         data = self.data_class.load_from_checkpoint(io.BytesIO(self.checkpoint_), map_location="cpu")
         return cast("Model", model.eval()), cast("Data", data)
@@ -228,6 +227,21 @@ def _explicit(model: Task[Any]) -> dict[str, Any]:
     taken = default["init_args"] if isinstance(default, Mapping) else {}
     own = {name: options[name].default for name in taken if name in options}
     return {"class_path": named["class_path"], "init_args": own | named["init_args"]}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Leave PyTorch's generator as it is, and compute in float32, as data comes, whatever the default is.
+
+    Both are of the process, as is what is said of a training: threads take turns.
+    """
+    with _ALONE, torch.random.fork_rng():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager

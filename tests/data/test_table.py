@@ -11,7 +11,7 @@ import torch
 from torch.testing import assert_close
 
 from ika_lightning.data.encoders import TableEncoder
-from ika_lightning.data.table import read_table
+from ika_lightning.data.table import as_text, read_table
 
 
 @pytest.fixture
@@ -265,3 +265,9 @@ class TestHeader:
         plain = "a,b,c\n" + "".join(f"{row},x {row} ,{'' if row % 3 else 'NA'}\n" for row in range(1013))
         quotes = plain.replace("x 7 ", '"x 7 "')
         assert read_table(save(plain)).equals(read_table(save(quotes, "other.csv")))
+
+
+def test_a_column_of_several_types_is_named():
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "x": [1, "y", None]})
+    with pytest.raises(ValueError, match=r"^X: column 'x' has cells of several types, int and str; make them all"):
+        as_text(frame, "X")
