@@ -98,6 +98,16 @@ def test_a_run_says_what_it_is_made_of(trained) -> None:
     assert len(record["git"]) == 40 and set(record["data"]) == {"graph", "train", "val", "test"}
 
 
+def test_a_training_that_diverges_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e38", "--model.scheduler", "null"]
+    main(["fit", *REGRESSION, *QUIET, *options])
+    said = capsys.readouterr()
+    assert "val/loss:         nan" in said.out or "val/loss:         inf" in said.out
+    assert (
+        "note: the training has diverged: val/loss was no number, or infinite, in all validations; train " in said.err
+    )
+
+
 class TestGoingOn:
     def test_what_differs_is_said(self, trained, capsys):
         # only what results may depend on

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import shlex
 import signal
@@ -447,6 +448,14 @@ class Command(LightningCLI):
             print(f"best checkpoint:  {best}")
             for name, value in _measures(Path(checkpoint.best_model_path), checkpoint):
                 print(f"{f'{name}:':<18}{value}")
+            score = checkpoint.best_model_score
+            if score is not None and not math.isfinite(score):
+                print(
+                    f"note: the training has diverged: {checkpoint.monitor} was no number, or infinite, in all "
+                    "validations; train with a lower learning rate (--model.optimizer.lr), or clip gradients "
+                    "(--trainer.gradient_clip_val 1)",
+                    file=sys.stderr,
+                )
         elif not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             print(f"no checkpoint:    {checkpoint.monitor} was never measured; train for longer or validate more often")
         for logger in self.trainer.loggers:
