@@ -30,6 +30,7 @@ ALLOWED = {
     ("attention/saved.py", "add_exact_part", "ones"): "the same",
     ("attention/saved.py", "add_exact_part", "tensor"): "the same",
     ("attention/regulariser.py", "attention_kl", "zeros"): "of a model without attention",
+    ("attention/regulariser.py", "_claim", "tolist"): "reentrant checkpoints of several forwards of a layer in a step",
     ("attention/huggingface.py", "_dummy_inputs", "zeros"): "all inputs are then moved to the model's device",
     ("attention/backends/calibration.py", "calibrate", "tensor"): "it solves for prices, on the host",
     ("attention/backends/calibration.py", "calibrate", "tolist"): "the same",
