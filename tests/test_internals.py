@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, ModelCheckpoint
@@ -16,6 +17,7 @@ from torchmetrics import MeanMetric
 from ika_lightning import internals
 from ika_lightning.attention import RBF
 from ika_lightning.attention.backends import prices
+from ika_lightning.attention.regulariser import is_in_backward
 from ika_lightning.cli.logs import Metrics
 from ika_lightning.models import AttentionFactory
 
@@ -29,6 +31,19 @@ def test_a_function_whose_result_the_compiler_takes_for_a_constant() -> None:
 
     torch.compiler.assume_constant_result(theirs)
     assert vars(theirs) == vars(prices._prices) == {"_dynamo_marked_constant": True}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_runs_a_forward_within_the_backward(reentrant: bool) -> None:
+    found: list[bool] = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        found.append(is_in_backward())
+        return x.sin()
+
+    x = torch.ones(3, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(forward, x, use_reentrant=reentrant).sum().backward()
+    assert found == [False, True] and not is_in_backward()
 
 
 def test_a_module_knows_its_trainer() -> None:

@@ -50,12 +50,14 @@ class Regulariser:
             carrier: Any tensor of the forward, which is used in the place of the one that was given.
             training: Whether the forward is one of training.
         """
-        self.value, self._use = kl, None
-        if torch.is_grad_enabled():
+        if is_in_backward():
+            # a checkpoint runs a forward anew, whose value is known
             if kl.requires_grad and any(leaf.grad is not None for leaf in self._leaves):
                 leaf = self._claim(kl)
                 carrier = carrier if leaf.grad is None else _Deliver.apply(carrier, kl, leaf.grad)
-        elif training and not torch.is_inference_mode_enabled():
+            return carrier
+        self.value, self._use = kl, None
+        if training and not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
             self.value = kl.detach().requires_grad_()
             self._leaves.append(self.value)
         return carrier
@@ -80,6 +82,14 @@ class Regulariser:
     def __reduce__(self) -> tuple[type[Regulariser], tuple[()]]:
         """Leave it out of pickles, too."""
         return Regulariser, ()
+
+
+def is_in_backward() -> bool:
+    """Whether autograd is running a backward, as it is where an activation checkpoint runs a forward anew.
+
+    PyTorch's checkpoints ask the same, and there is no public way to.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class _Use:

@@ -63,6 +63,29 @@ def test_a_layer_that_a_step_leaves_out_has_no_part_in_it(kind, used: list[int])
 
 
 @KINDS
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_that_is_left_out_under_checkpoints(kind, reentrant: bool) -> None:
+    """A checkpoint runs the forward anew within the backward, which is no step of its own."""
+    found = []
+    for checkpointed in (False, True):
+        model, x = Stack([moved(kind), moved(kind)]), randn(1, 3, 5, 12).requires_grad_()
+        for used in ([0, 1], [0]):
+            model.zero_grad()
+            torch.manual_seed(1)
+            out = x
+            for place in used:
+                layer = model.layers[place]
+                run = lambda u, layer=layer: layer(u, u, u)[0]  # noqa: E731
+                out = out + (checkpoint(run, out, use_reentrant=reentrant) if checkpointed else run(out))
+            kl = attention_kl(model)
+            (out.square().sum() + 3.0 * kl).backward()
+        assert not attention_kl(model).requires_grad
+        assert not gradients(model.layers[1])
+        found.append((kl.detach(), gradients(model.layers[0])))
+    assert_close(*found)
+
+
+@KINDS
 def test_after_the_backward_it_is_a_number_to_log(kind) -> None:
     layer, x = moved(kind), randn(1, 3, 5, 12)
     out = layer(x, x, x)[0]
