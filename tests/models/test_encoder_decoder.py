@@ -150,7 +150,9 @@ def test_only_what_may_look_at_its_keys_does(conditional, source, target, monkey
 
     pooled = []
     pool = core.mean_key
-    monkeypatch.setattr(core, "mean_key", lambda key, mask: pooled.append(mask.sum().item()) or pool(key, mask))
+    monkeypatch.setattr(
+        core, "mean_key", lambda key, mask, bias: pooled.append(mask.sum().item()) or pool(key, mask, bias)
+    )
     net = EncoderDecoder(
         SOURCE, TARGET, width=8, depth=1, num_heads=2, attention=partial(IKAN, conditional=conditional)
     )
