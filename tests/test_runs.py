@@ -197,7 +197,10 @@ class TestGoingOn:
         ("options", "message"),
         [
             (KARATE, "is not one of NodeClassification"),
-            (["--model.width", "16"], "the checkpoint does not fit the model"),
+            (
+                ["--model.width", "16"],
+                "the checkpoint has another network, with width=8 (here 16); give ",
+            ),
         ],
     )
     def test_a_checkpoint_of_something_else(self, options, message, trained, capsys):
