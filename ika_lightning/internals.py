@@ -26,6 +26,7 @@ __all__ = [
     "corpus_statistics",
     "end_of_batch_before",
     "finish_schedulers",
+    "forget_best",
     "is_requeued",
     "mark_updated",
     "option_names",
@@ -35,6 +36,7 @@ __all__ = [
     "trainer_of",
     "unwrap_factory",
     "use_writer",
+    "validate_now",
     "version_of",
 ]
 

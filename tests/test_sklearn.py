@@ -329,6 +329,11 @@ class TestOutsiders:
         X["when"] += 7
         assert np.isfinite(model.predict(X)).all()
 
+    def test_a_name_that_is_there_twice_is_refused(self) -> None:
+        X = pd.DataFrame([[1, 2, "a"], [3, 4, "b"]] * 20, columns=["n", "n", "c"])
+        with pytest.raises(ValueError, match="'n'"):
+            small().fit(X, np.arange(40.0))
+
     def test_categories_that_are_numbers_are_refused(self) -> None:
         X = pd.DataFrame({"z": pd.Categorical([0, 1, 2, 1] * 10), "a": np.arange(40.0)})
         with pytest.raises(

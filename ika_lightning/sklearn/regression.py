@@ -325,18 +325,19 @@ def _by_type(X: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: If one has categories that are numbers, which text cannot tell from numbers.
     """
-    columns = {}
-    for name, column in X.items():
+    typed = X.copy(deep=False)
+    # by their places, as names may be there twice, which is refused later
+    for place, (name, column) in enumerate(X.items()):
         if isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories):
             raise ValueError(
                 f"X: column {name!r} has categories that are numbers, such as {column.cat.categories[0]}, which would "
                 "be read as numbers; rename them (column.cat.rename_categories('c{}'.format)), or make them numbers "
                 "(column.astype(float))"
             )
-        # long whole numbers would be taken for codes
-        is_whole = pd.api.types.is_integer_dtype(column.dtype)
-        columns[name] = column.astype("Float64").to_numpy(float, na_value=np.nan) if is_whole else column
-    return pd.DataFrame(columns, index=X.index)
+        if pd.api.types.is_integer_dtype(column.dtype):
+            # long ones would be taken for codes
+            typed.isetitem(place, column.astype("Float64").to_numpy(float, na_value=np.nan))
+    return typed
 
 
 def _new_name(name: str, taken: Any) -> str:

@@ -369,7 +369,9 @@ class Regression(Task[RegressionData]):
         Raises:
             ValueError: If the context is as it was built.
         """
-        if self.data is None and not self.context.any():
+        if self.data is not None or not self.is_built:
+            return
+        if not self.context.any() and (self.context_target is None or not self.context_target.any()):
             raise ValueError(
                 "the context, of which rows answer, is empty: give the trainer a RegressionData; or, with loaders of "
                 "your own, call model.configure_model() and put training rows into model.context and "
