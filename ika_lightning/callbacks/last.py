@@ -104,6 +104,7 @@ class LastCheckpoint(Callback):
         self._place: str | None = None  # where in the training is being saved
         self._resumed: dict[str, Any] | None = None
         self._terminated = False
+        self._data: dict[str, str] = {}  # fingerprints, which are made once a training
         self._measures_first = False  # as the training goes on with other data
 
     @override
@@ -116,6 +117,7 @@ class LastCheckpoint(Callback):
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)
         log_dir = trainer.log_dir  # asked on every rank: it is a broadcast
         self.folder = Path(folder or Path(log_dir or trainer.default_root_dir, "checkpoints"))
+        self._data = _data_of(trainer)
         if self._resumed is not None:
             self._restore(trainer, pl_module, self._resumed)
             self._resumed = None
@@ -153,7 +155,7 @@ class LastCheckpoint(Callback):
         checkpoint["last"] = {
             "place": self._place,
             "stopped": trainer.should_stop,
-            "data": _data_of(trainer),
+            "data": self._data,
             "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
             "epoch_metrics": _collect(trainer, pl_module),
         }
@@ -183,7 +185,7 @@ class LastCheckpoint(Callback):
     def _restore(self, trainer: Trainer, pl_module: LightningModule, saved: dict[str, Any]) -> None:
         trainer.should_stop = saved["stopped"]
         # of other data nothing is measured yet; earlier versions did not say of which data it was
-        self._measures_first = saved.get("data", here := _data_of(trainer)) != here
+        self._measures_first = saved.get("data", self._data) != self._data
         if self._measures_first:
             forget_best(trainer)
             return
