@@ -34,7 +34,7 @@ COMMANDS = list(dict.fromkeys(command for page in (README, *GUIDES) for command 
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # Two epochs of a few batches, and a validation after each, however seldom a configuration validates.
 SHORT = ["--trainer.max_epochs", "2", "--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
-SHORT += ["--trainer.limit_train_batches", "7"]
+SHORT += ["--trainer.limit_train_batches", "7", "--trainer.limit_val_batches", "2"]
 # What needs the shell of a person: the environment that the tests are in already, and a server.
 NOT_RUN = {"source .venv/bin/activate", "tensorboard --logdir runs"}
 
@@ -66,12 +66,21 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert command.startswith("python "), command
         words = shlex.split(command)[1:]
         if words[:2] == ["-m", "ika_lightning"]:
-            fits = words[2] == "fit" and not any(word.endswith(".help") for word in words)
-            run(lambda words=words, fits=fits: main([*words[2:], *SHORT * fits]))
+            run(lambda words=words: main([*words[2:], *shorter(words[2:])]))
         else:  # a benchmark, which takes long: that it starts is all that is tested
             monkeypatch.setattr(sys, "argv", [words[0], "--help"])
             run(lambda words=words: runpy.run_path(words[0], run_name="__main__"))
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 522
+
+
+def shorter(words: list[str]) -> list[str]:
+    """Return what makes a command of the package one that a test can wait for."""
+    if words[0] == "test":
+        return ["--trainer.limit_test_batches", "2"]
+    if words[0] != "fit" or any(word.endswith(".help") for word in words):
+        return []
+    # of the first run alone, as other tests draw those of each task
+    return [*SHORT, "--pictures", "0"] if Path("runs").exists() else SHORT
 
 
 def run(command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -58,12 +59,11 @@ def make_bleu(
 
 
 def _choose_tokenizer(language: str | None, references: Iterable[str]) -> str:
-    scripts = Counter(
-        unicodedata.name(letter, "").partition(" ")[0]
-        for _, reference in zip(range(1000), references, strict=False)
-        for letter in reference
-        if letter.isalpha()
-    )
+    letters = Counter("".join(islice(references, 1000)))
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        if letter.isalpha():
+            scripts[unicodedata.name(letter, "").partition(" ")[0]] += count
     script = scripts.most_common(1)[0][0] if scripts else "LATIN"
     if language is None:
         # Japanese has Chinese characters as well, and Chinese no kana.
