@@ -20,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from ika_lightning.attention import IKAN
 from ika_lightning.cli import main
 from ika_lightning.data import RegressionData
-from ika_lightning.sklearn import KernelAttentionRegressor
+from ika_lightning.sklearn import KernelAttentionRegressor, KernelAttentionTextClassifier
 from ika_lightning.tasks import Regression
 
 SMALL = {"width": 8, "depth": 1, "num_heads": 2, "dropout": 0.0, "random_state": 0}
@@ -158,8 +158,39 @@ class TestTables:
 
     def test_a_new_category_is_refused(self, frame):
         table, price = frame
-        with pytest.raises(ValueError, match="X, row 1, column 'city': 'Rom' was never seen in training"):
+        with pytest.raises(
+            ValueError, match=r"X, row 0, column 'city': 'Rom' was never seen in training, .* unseen='ignore'"
+        ):
             small().fit(table, price).predict(table.assign(city="Rom"))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"city": [f"{i} %" for i in range(40)]}, "X, row 0: '0 %' in column 'city' is a number that is written in "
+             "an unknown way; make them numbers, or leave the column out"),
+            ({"rooms": 3, "city": "Rom", "garden": True}, "X: no feature is left: 'rooms', 'city', 'garden' besides "
+             "the target 'price', and a column that is constant in training says nothing"),
+        ],
+    )  # fmt: skip
+    def test_what_to_do_is_said_in_python(self, frame, change: dict[str, object], message: str) -> None:
+        table, price = frame
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            small().fit(table[:40].assign(**change), price[:40])
+
+    @pytest.mark.parametrize(
+        ("rows", "fraction", "message"),
+        [
+            (2, 0.1, "X has 2 rows, too few for 1 in validation and at least 2 in training"),
+            (60, 0.99, "X has 60 rows, too few for 59 in validation and at least 2 in training"),
+        ],
+    )
+    def test_too_few_rows_beside_those_of_validation(self, rows: int, fraction: float, message: str) -> None:
+        x = np.arange(rows)[:, None]
+        what = f"^{message}; give more, or lower validation_fraction={fraction}$"
+        with pytest.raises(ValueError, match=what):
+            small(validation_fraction=fraction).fit(x, x[:, 0])
+        with pytest.raises(ValueError, match=what):
+            KernelAttentionTextClassifier(validation_fraction=fraction).fit(["a", "b"] * (rows // 2), x[:, 0] % 2)
 
     def test_what_is_missing_or_new_may_be_filled_in(self, frame):
         table, price = frame
@@ -167,7 +198,8 @@ class TestTables:
         holes = table.copy()
         holes.loc[3, "rooms"], holes.loc[5, "city"] = np.nan, None
         with pytest.raises(
-            ValueError, match=r"X: 2 missing or infinite cells in 2 rows \(row 4 column 'rooms', row 6 column 'city'"
+            ValueError,
+            match=r"X: 2 missing .* in 2 rows \(row 3 column 'rooms', row 5 column 'city'\); .* missing='mean'",
         ):
             small().fit(holes, price)
         model = small(missing="mean", unseen="ignore").fit(holes, price)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ika_lightning.data.messages import quote, quoted, say
+from ika_lightning.data.messages import InMemory, option, quote, quoted, row_of, say
 from ika_lightning.data.numbers import (
     MISSING,
     PLAIN,
@@ -189,7 +189,8 @@ class TableEncoder:
         kept = self._kept(missing | {self.target: np.isnan(target)}, source)
         rows = rows[kept[rows]]
         if rows.size == 0:
-            raise ValueError(f"{source}: no training row is left without missing cells; try --data.missing mean")
+            mean = option(source, "missing", "mean")
+            raise ValueError(f"{source}: no training row is left without missing cells; try {mean}")
 
         self.target_mean, self.target_std = _mean_std(target[rows])
         if not self.target_std > 0:
@@ -206,8 +207,8 @@ class TableEncoder:
         constant = [name for name in table.columns if name not in {self.target, *self.drop, *used}]
         if not used:
             raise ValueError(
-                f"{source}: no feature is left: {quoted(constant) or 'no column'} besides the target {self.target!r} "
-                "and --data.drop, and a column that is constant in training says nothing"
+                f"{source}: no feature is left: {quoted(constant) or 'no column'} besides the target {self.target!r}"
+                f"{' and --data.drop' * bool(self.drop)}, and a column that is constant in training says nothing"
             )
         if constant:
             warnings.warn(
@@ -364,10 +365,8 @@ class TableEncoder:
             self._check_text(training, rows, np.isfinite(values), is_text, source)
         cells = table[name].str.strip()
         if self.missing_values is None and (markers := sorted(set(cells) & MISSING - {""})):
-            say(
-                f"{source}: {markers[0]!r} in column {name!r} is read as missing; if it is a category, say so with "
-                "--data.missing_values '[]'"
-            )
+            how = "rename it" if isinstance(source, InMemory) else "say so with --data.missing_values '[]'"
+            say(f"{source}: {markers[0]!r} in column {name!r} is read as missing; if it is a category, {how}")
         categories = sorted(set(cells) - self._nothing)
         return _positions(cells, categories, self._nothing), categories
 
@@ -378,18 +377,22 @@ class TableEncoder:
         name, most = training.name, (is_number.sum() + is_text.sum()) / 2
         formatted = [row for row in np.flatnonzero(is_text).tolist() if is_formatted(training.iloc[row])]
         if formatted and is_number.sum() + len(formatted) > most:
+            how = (
+                "say how with --data.decimal and --data.thousands (as in --data.decimal , --data.thousands .), take "
+                "signs such as % out of the file, or leave the column out with --data.drop "
+                f"'{json.dumps([name])}'"
+            )
             raise ValueError(
-                f"{source}, row {rows[formatted[0]] + 1}: {quote(training.iloc[formatted[0]])} in column {name!r} is a "
-                "number that is written in an unknown way; say how with --data.decimal and --data.thousands (as in "
-                "--data.decimal , --data.thousands .), take signs such as % out of the file, or leave the column out "
-                f"with --data.drop '{json.dumps([name])}'"
+                f"{source}, {row_of(source, rows[formatted[0]])}: {quote(training.iloc[formatted[0]])} in column "
+                f"{name!r} is a number that is written in an unknown way; "
+                + ("make them numbers, or leave the column out" if isinstance(source, InMemory) else how)
             )
         if is_number.sum() > most:
             row = int(is_text.argmax())
             warnings.warn(
-                f"{source}, row {rows[row] + 1}: {quote(training.iloc[row])} makes {name!r}, mostly numbers, a column "
-                "of text, with a feature for each value; correct the cell (or leave it empty, and see --data.missing) "
-                "if that is not meant",
+                f"{source}, {row_of(source, rows[row])}: {quote(training.iloc[row])} makes {name!r}, mostly numbers, a "
+                "column of text, with a feature for each value; correct the cell (or leave it empty, and see "
+                f"{option(source, 'missing', 'mean')}) if that is not meant",
                 stacklevel=4,
             )
         elif (starts := is_text & starts_with_number(training)).sum() > most:
@@ -407,9 +410,10 @@ class TableEncoder:
         if self.unseen == "error" and (strange := np.flatnonzero(values == -1)).size:
             row = int(strange[0])
             raise ValueError(
-                f"{source}, row {row + 1}, column {column.name!r}: {quote(cells.iloc[row])} was never seen in "
-                f"training, where there are {quoted(column.categories)}; correct it, pass --data.unseen ignore (none "
-                "of them), or leave the column out of training with --data.drop"
+                f"{source}, {row_of(source, row)}, column {column.name!r}: {quote(cells.iloc[row])} was never seen in "
+                f"training, where there are {quoted(column.categories)}; correct it, pass "
+                f"{option(source, 'unseen', 'ignore')} (none of them), or leave the column out of training"
+                f"{_by_drop(source)}"
             )
         return values
 
@@ -418,7 +422,7 @@ class TableEncoder:
             if column.width > max(_MANY, rows / 2):
                 say(
                     f"{source}: column {column.name!r} has {column.width} categories in {rows} training rows, a "
-                    "feature for each; leave it out with --data.drop if it is a name, a date or a number with a unit"
+                    f"feature for each; leave it out{_by_drop(source)} if it is a name, a date or a number with a unit"
                 )
 
     def _kept(self, missing: dict[str, np.ndarray], source: str) -> np.ndarray:
@@ -426,17 +430,24 @@ class TableEncoder:
         grid = np.stack(list(missing.values()), axis=1)
         if self.missing == "error" and grid.any():
             places, names = np.argwhere(grid), list(missing)
-            where = [f"row {row + 1} column {names[column]!r}" for row, column in places[:5].tolist()]
+            where = [f"{row_of(source, row)} column {names[column]!r}" for row, column in places[:5].tolist()]
+            by_drop = "leave these rows out, or pass"
+            if not isinstance(source, InMemory):
+                by_drop = f"pass {option(source, 'missing', 'drop')} to leave these rows out, or"
             no_target = self.target in missing and missing[self.target].any()
             raise ValueError(
                 f"{source}: {len(places)} missing or infinite cells in {grid.any(1).sum()} rows "
-                f"({', '.join(where)}{', ...' if len(places) > 5 else ''}); pass --data.missing drop to leave these "
-                "rows out, or --data.missing mean to fill in the training mean"
+                f"({', '.join(where)}{', ...' if len(places) > 5 else ''}); {by_drop} "
+                f"{option(source, 'missing', 'mean')} to fill in the training mean"
                 + (f" (a row without the target {self.target!r} is left out by both)" if no_target else "")
             )
         if self.missing == "mean":
             return ~missing[self.target] if self.target in missing else np.ones(len(grid), dtype=bool)
         return np.asarray(~grid.any(axis=1))
+
+
+def _by_drop(source: str) -> str:
+    return "" if isinstance(source, InMemory) else " with --data.drop"
 
 
 def _learn_column(name: str, values: np.ndarray, categories: list[str] | None) -> _Numeric | _Categorical | None:

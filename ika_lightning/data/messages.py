@@ -6,7 +6,47 @@ from collections.abc import Iterable, Sequence
 
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["closest", "none_held_out", "quote", "quoted", "say"]
+__all__ = ["InMemory", "closest", "none_held_out", "option", "quote", "quoted", "row_of", "say"]
+
+
+class InMemory(str):
+    """The name of a table that a person holds in Python: its rows count from 0, and its options are arguments.
+
+    Example:
+        >>> row_of(InMemory("X"), 3), option(InMemory("X"), "missing", "mean")
+        ('row 3', "missing='mean'")
+    """
+
+    __slots__ = ()
+
+
+def row_of(source: str, place: int) -> str:
+    """How a person finds a row.
+
+    Args:
+        source: What errors call the table.
+        place: Where the row is, from 0.
+
+    Example:
+        >>> row_of("rows.csv", 3)
+        'row 4'
+    """
+    return f"row {place if isinstance(source, InMemory) else place + 1}"
+
+
+def option(source: str, name: str, value: str) -> str:
+    """How a person sets an option of the data.
+
+    Args:
+        source: What errors call the table.
+        name: The option.
+        value: What to set it to.
+
+    Example:
+        >>> option("rows.csv", "missing", "mean")
+        '--data.missing mean'
+    """
+    return f"{name}={value!r}" if isinstance(source, InMemory) else f"--data.{name} {value}"
 
 
 def closest(name: str, known: Iterable[str]) -> str:

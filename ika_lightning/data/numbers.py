@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ika_lightning.data.messages import quote
+from ika_lightning.data.messages import InMemory, quote, row_of
 from ika_lightning.lazy import pandas as pd
 from ika_lightning.lazy import pyarrow as pa
 from ika_lightning.lazy import pyarrow_compute as pc
@@ -190,10 +190,11 @@ def parse_numbers(
     if is_text.any():
         row = int(is_text.argmax())
         cell = cells.iloc[row]
-        how = "say how numbers are written with --data.decimal and --data.thousands, " if is_formatted(cell) else ""
+        is_written = is_formatted(cell) and not isinstance(source, InMemory)
+        how = "say how numbers are written with --data.decimal and --data.thousands, " if is_written else ""
         raise ValueError(
-            f"{source}, row {row + 1}: column {name!r} is {role}, but {quote(cell)} is not a number; {how}correct the "
-            "cell or choose another column"
+            f"{source}, {row_of(source, row)}: column {name!r} is {role}, but {quote(cell)} is not a number; "
+            f"{how}correct the cell or choose another column"
         )
     return values
 

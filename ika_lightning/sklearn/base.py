@@ -30,6 +30,7 @@ from sklearn.utils import check_random_state
 from ika_lightning.callbacks import AveragedWeights
 from ika_lightning.data.base import DataModule
 from ika_lightning.data.corpus import Corpus
+from ika_lightning.data.splits import share_of
 from ika_lightning.internals import EpochProgressBar
 from ika_lightning.output import write_output
 from ika_lightning.tasks import Task
@@ -124,6 +125,15 @@ class KernelAttentionEstimator(BaseEstimator, Generic[Model, Data]):
             number = getattr(self, name)
             if not isinstance(number, Real) or not 0.0 <= float(number) < 1.0:
                 raise ValueError(f"{name} must be a number of at least 0 and less than 1, got {number!r}")
+
+    def _check_held_out(self, rows: int, least: int) -> None:
+        """Check that enough is left for training beside what is for validation."""
+        held_out = share_of(self.validation_fraction, rows)
+        if rows - held_out < least:
+            raise ValueError(
+                f"X has {rows} rows, too few for {held_out} in validation and at least {least} in training; give more, "
+                f"or lower validation_fraction={self.validation_fraction}"
+            )
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))

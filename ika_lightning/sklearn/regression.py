@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 from ika_lightning.attention import IKAN, MIKAN, RBF, DotProduct, IKANDirect
 from ika_lightning.data import RegressionData
 from ika_lightning.data.checks import check_choices
+from ika_lightning.data.messages import InMemory, row_of
 from ika_lightning.data.rows import RowPredictions, TableCorpus
 from ika_lightning.data.table import as_text
 from ika_lightning.sklearn.base import KernelAttentionEstimator, in_memory
@@ -34,11 +35,19 @@ _LAYERS: dict[str, Any] = {
 }
 
 
+# what errors call the rows
+_X = InMemory("X")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Frame(TableCorpus):
     """A table in memory, as text."""
 
     table: pd.DataFrame
+
+    @property
+    def source(self) -> str:
+        return _X
 
     def read_table(self) -> pd.DataFrame:
         return self.table
@@ -256,7 +265,7 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
             validate_data(self, X, reset=reset, skip_check_array=True)
             if not len(X):
                 raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-            return as_text(_by_type(X), "X")
+            return as_text(_by_type(X), _X)
         least = 2 if reset else 1
         finite = True if self.missing == "error" else "allow-nan"
         numbers = validate_data(
@@ -266,11 +275,12 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         columns = (
             [f"x{number}" for number in range(numbers.shape[1])] if names is None else [str(name) for name in names]
         )
-        return as_text(pd.DataFrame(numbers, columns=columns), "X")
+        return as_text(pd.DataFrame(numbers, columns=columns), _X)
 
     def _data(self, table: pd.DataFrame, target: str, seed: int) -> RegressionData:
+        self._check_held_out(len(table), least=2)
         data = RegressionData(
-            path="X",
+            path=str(_X),
             target=target,
             val_fraction=self.validation_fraction,
             test_fraction=0.0,
@@ -307,10 +317,12 @@ class KernelAttentionRegressor(RegressorMixin, KernelAttentionEstimator[Regressi
         model, data = self._fitted()
         table = self._table(X, reset=False)
         with np.errstate(over="ignore"):
-            batch = data.learned.encode(table, "X", labelled=False)
+            batch = data.learned.encode(table, _X, labelled=False)
         if not (finite := batch.features.isfinite().all(1)).all():
             row = int((~finite).nonzero()[0])
-            raise ValueError(f"X, row {row}: a number is too far from those of fit to be computed with, in float32")
+            raise ValueError(
+                f"{_X}, {row_of(_X, row)}: a number is too far from those of fit to be computed with, in float32"
+            )
         batch = batch._replace(features=batch.features.double())
         with torch.inference_mode():
             parts = [

@@ -226,6 +226,7 @@ class KernelAttentionTextClassifier(
         return tags
 
     def _data(self, rows: Labelled, seed: int) -> TextClassificationData:
+        self._check_held_out(len(rows.texts), least=len(self.classes_))
         data = TextClassificationData(
             path="X",
             val_fraction=self.validation_fraction,

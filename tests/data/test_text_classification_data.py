@@ -310,6 +310,15 @@ class TestWrongFiles:
         with pytest.raises(ValueError, match="has one class only, 'a'; a classifier needs two or more"):
             fitted(str(tmp_path / "rows.tsv"))
 
+    def test_one_class_left_in_training(self, tmp_path):
+        (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n" * 30)
+        with pytest.raises(
+            ValueError,
+            match=r"rows.tsv: the 1 rows that are left for training, beside 6 for test and 53 for val, are of the "
+            r"class '[ab]' alone; hold out fewer",
+        ):
+            fitted(str(tmp_path / "rows.tsv"), val_fraction=0.89)
+
     def test_too_few(self, tmp_path):
         (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n")
         with pytest.raises(ValueError, match="has 2 rows of 2 classes, too few to hold out any of them; give more"):
