@@ -41,6 +41,7 @@ from ika_lightning.attention.backends import Call, check_backend
 from ika_lightning.attention.backends.call import with_atom
 from ika_lightning.attention.backends.linear_state import LinearState
 from ika_lightning.attention.backends.reference import log_weight_attention
+from ika_lightning.attention.contract import call_feature_map, call_spectrum
 from ika_lightning.attention.encoded import Cache, EncodedKeys, SummedKeys
 from ika_lightning.attention.features import FeatureMap
 from ika_lightning.attention.implicit import ImplicitSpectrum
@@ -191,7 +192,7 @@ class Core(nn.Module):
             if self.spectrum is not None:
                 if feature_map is None:
                     feature_map, value = self.sample(self.pool(key, mask), value)
-                features = _checked(feature_map(key), key)
+                features = call_feature_map(feature_map, key)
             log_magnitude = self.key_log_magnitude(key)
         kept = None if self.kernel is None else key
         return EncodedKeys(value, kept, features, log_magnitude, mask.of_keys(), feature_map)
@@ -224,7 +225,7 @@ class Core(nn.Module):
             if self.kernel is not None or self.spectrum is not None:
                 query = at_least_float32(query)
             if keys.feature_map is not None:
-                features = _checked(keys.feature_map(query), query)
+                features = call_feature_map(keys.feature_map, query)
             scaled = None if keys.key is None else self.scaled_query(query)
         call = Call(
             scaled, keys.key, features, keys.features, keys.value, keys.log_magnitude,
@@ -282,7 +283,7 @@ class Core(nn.Module):
         See ``Regulariser.keep``.
         """
         assert self.spectrum is not None
-        feature_map, kl = _checked_sample(self.spectrum, mean_key)
+        feature_map, kl = call_spectrum(self.spectrum, mean_key)
         return feature_map, self.regulariser.keep(kl, carrier, self.training)
 
     def scaled_query(self, query: Tensor) -> Tensor:
@@ -371,7 +372,7 @@ class Core(nn.Module):
             )
         assert new.feature_map is not None
         with without_autocast(query.device):
-            features = _checked(new.feature_map(at_least_float32(query)), query)
+            features = call_feature_map(new.feature_map, at_least_float32(query))
         # causal within the call, too, which may have no positions
         outs = [values[..., :0, :]]
         for t in range(new.length):
@@ -391,40 +392,3 @@ def at_least_float32(x: Tensor) -> Tensor:
         torch.float32
     """
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _checked_sample(spectrum: Spectrum, mean_key: Tensor | None) -> tuple[FeatureMap, Tensor]:
-    """Call a spectrum, and refuse what it must not return."""
-    returned: Any = spectrum(mean_key)
-    name = type(spectrum).__name__
-    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[0], FeatureMap)):
-        raise TypeError(f"{name} must return a FeatureMap and its regulariser, got {_kinds(returned)}")
-    feature_map, kl = returned
-    if not (isinstance(kl, Tensor) and kl.dim() == 0):
-        raise TypeError(
-            f"the regulariser of {name} must be a tensor without axes, such as torch.zeros(()), got {_kinds(kl)}"
-        )
-    if mean_key is not None and type(feature_map).select is FeatureMap.select:
-        raise TypeError(
-            f"{type(feature_map).__name__}, of the conditional {name}, must say in select(index) what the map of some "
-            "of the sequences is; let it return self if all have the same"
-        )
-    return feature_map, kl
-
-
-def _kinds(x: object) -> str:
-    if isinstance(x, tuple):
-        return f"({', '.join(map(_kinds, x))})"
-    return f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-
-
-def _checked(features: Tensor, x: Tensor) -> Tensor:
-    """Refuse what a feature map must not return."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"a feature map must return a tensor, got a {type(features).__name__}")
-    if features.dim() < 2 or features.shape[-2] != x.shape[-2]:
-        raise ValueError(
-            f"a feature map must return (..., rows, features) with a row for each of {x.size(-2)} rows, got shape "
-            f"{tuple(features.shape)} for {tuple(x.shape)}"
-        )
-    return features

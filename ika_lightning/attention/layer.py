@@ -12,24 +12,8 @@ from torch import Tensor, nn
 from ika_lightning.attention.core import Core
 from ika_lightning.attention.encoded import Cache, EncodedKeys
 from ika_lightning.attention.mask import Mask
+from ika_lightning.attention.packed import NoPackedProjection, Projection, unpack
 from ika_lightning.attention.start import Linear, reset_children
-
-
-class _NoPackedProjection:
-    """What PyTorch's transformer layers find where :class:`torch.nn.MultiheadAttention` has packed weights.
-
-    In evaluation they hand such weights to a fused softmax layer and never call ``forward``, and
-    :class:`torch.nn.TransformerEncoder` makes nested tensors for it. Before either they ask whether an argument
-    overrides torch functions, as this one does, and if so leave both alone, whether the layer was there when the
-    encoder was built or was put in later. Were the question ever dropped, the fused layer would refuse this with a
-    TypeError; it cannot run softmax in silence. ``in_proj_bias = None`` would keep the layers from it, too, but not an
-    encoder that was built before, and would make one built after warn.
-    """
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take part in no torch function."""
-        return NotImplemented
 
 
 class MultiheadAttention(nn.Module):
@@ -81,7 +65,7 @@ class MultiheadAttention(nn.Module):
     # And others of its attributes, for whoever reads them.
     bias_k = bias_v = None
     add_zero_attn = False
-    in_proj_weight = in_proj_bias = _NoPackedProjection()
+    in_proj_weight = in_proj_bias = NoPackedProjection()
 
     def __init__(
         self,
@@ -389,22 +373,13 @@ class MultiheadAttention(nn.Module):
         return batched
 
 
-def _read_projections(layer: nn.MultiheadAttention | MultiheadAttention) -> list[tuple[Tensor, Tensor | None]]:
+def _read_projections(layer: nn.MultiheadAttention | MultiheadAttention) -> list[Projection]:
     """Return weight and bias of the projections of query, key, value and output."""
     if isinstance(layer, MultiheadAttention):
         return [(x.weight, x.bias) for x in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj)]
     if not isinstance(layer, nn.MultiheadAttention):
         raise TypeError(f"layer must be a MultiheadAttention of torch.nn or of this package, got {type(layer)}")
-    for name, present in (("add_bias_kv", layer.bias_k is not None), ("add_zero_attn", layer.add_zero_attn)):
-        if present:
-            raise ValueError(f"layer must not have {name}: there is no such extra key here, got a layer with it")
-    with torch.enable_grad():  # so that a part of a weight says whether the weight is frozen
-        if layer.in_proj_weight is None:
-            weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight)
-        else:
-            weights = layer.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
-    return [*zip(weights, biases, strict=True), (layer.out_proj.weight, layer.out_proj.bias)]
+    return unpack(layer)
 
 
 def _building_on(device: torch.device | str | None) -> contextlib.AbstractContextManager[Any]:
