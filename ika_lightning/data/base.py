@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.plugins import DoublePrecision
 
 from ika_lightning.data.cells import check_format
 from ika_lightning.data.corpus import Corpus, Learned
@@ -152,6 +153,15 @@ class DataModule(FromCheckpoint, LightningDataModule, Generic[Part, Encoder, Enc
             ValueError: If there is none, or nothing is learned or loaded.
         """
         return self._serve("predict")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Batches are in single precision, and in double where that is PyTorch's default, as networks are then, too.
+
+        Args:
+            batch: A batch of this data.
+            dataloader_idx: Not looked at.
+        """
+        return DoublePrecision().convert_input(batch) if torch.get_default_dtype() == torch.float64 else batch
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint keeps: what was learned, and a fingerprint of the rows of each part that was drawn.

@@ -21,7 +21,7 @@ h1, h2 { font-weight: 600; line-height: 1.2; } p { max-width: 46rem; } a { color
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 .table { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; }
 td, th { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top;
-min-width: 4rem; } td:first-child { overflow-wrap: normal; } .numbers td { white-space: nowrap; }
+min-width: 4rem; } th, td:first-child { overflow-wrap: normal; } .numbers td { white-space: nowrap; }
 code { background: var(--code); padding: 0 .2rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); gap: 1.5rem;
 align-items: start; margin: 1rem 0 2rem; }

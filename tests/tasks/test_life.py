@@ -82,6 +82,24 @@ def node_model(**options: Any) -> NodeClassification:
     return NodeClassification(width=4, num_heads=2, **options)
 
 
+@every_task
+def test_double_precision_is_the_same_by_default_and_by_the_trainer(task: str, files: Path) -> None:
+    def trained(**options: Any) -> dict[str, torch.Tensor]:
+        seed_everything(3, verbose=False)
+        model, data = four_tasks.build(task, files)
+        fit = trainer(limit_val_batches=1, limit_test_batches=1, **options)
+        fit.fit(model, data)
+        fit.test(model, data, verbose=False)
+        return weights_of(model)
+
+    by_the_trainer = trained(precision="64-true")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_close(trained(), by_the_trainer, rtol=1e-12, atol=1e-12)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class TestWithoutANetwork:
     @pytest.mark.parametrize("task", [Regression, TextClassification, Translation, NodeClassification])
     def test_it_says_so(self, task: type[Task]) -> None:
