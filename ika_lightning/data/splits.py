@@ -48,7 +48,7 @@ def draw(rows: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def hold_out(labels: np.ndarray, rows: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Draw rows at random, of each class its share; never one that is alone in its class.
+    """Draw rows at random, of each class its share; never the last one of a class.
 
     Args:
         labels: The class of every row there is, (n,).
@@ -57,7 +57,7 @@ def hold_out(labels: np.ndarray, rows: np.ndarray, size: int, seed: int) -> np.n
         seed: Seed of the draw.
 
     Returns:
-        The rows drawn, fewer than ``size`` if all others are alone in their class.
+        The rows drawn, fewer than ``size`` if others are the last of their class.
 
     Example:
         >>> labels = np.array([0, 1, 0, 1, 2, 0, 1, 0, 1])
@@ -69,7 +69,13 @@ def hold_out(labels: np.ndarray, rows: np.ndarray, size: int, seed: int) -> np.n
     classes = max(1, len(np.unique(labels[rows])))
     # A stratified draw needs a row of each class on both sides; a smaller one, or nearly all, is drawn from all alike.
     if min(size, len(rows) - size) < classes:
-        return draw(rows, size, seed)
+        chosen = draw(rows, size, seed)
+        if np.isin(labels[rows], labels[np.setdiff1d(rows, chosen)]).all():
+            return chosen
+        # all rows of a class were drawn, so one of each is kept out of another draw
+        _, first = np.unique(labels[rows], return_index=True)
+        others = np.delete(rows, first)
+        return draw(others, min(size, len(others)), seed)
     splitter = model_selection.StratifiedShuffleSplit(n_splits=1, test_size=size, random_state=seed)
     _, chosen = next(splitter.split(rows, labels[rows]))
     return np.sort(rows[chosen])

@@ -267,13 +267,6 @@ class TextCorpus(Corpus[Labelled, TextEncoder, Tokens]):
                 "give more, or files of their own with --data.val_path and --data.test_path; if labels and texts were "
                 "taken for one another, give --data.label and --data.text"
             )
-        trained = np.unique(labels[left])
-        if len(trained) < 2:
-            others = " and ".join(f"{len(part)} for {name}" for name, part in held_out.items())
-            raise ValueError(
-                f"{rows.source}: the {len(left)} rows that are left for training, beside {others}, are of the class "
-                f"{classes[trained[0]]!r} alone; hold out fewer"
-            )
         return {**held_out, "train": left}
 
     def read_labelled(self, path: str, classes: Collection[str] = ()) -> Labelled:

@@ -173,7 +173,7 @@ class KernelAttentionTextClassifier(
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         self._names = _names(self.classes_)
         seed = self._seed()
-        rows = Labelled([self._names[number] for number in numbers], texts, [*range(1, len(texts) + 1)], "X")
+        rows = Labelled([self._names[number] for number in numbers], texts, [*range(len(texts))], "X")
         self._train(self._data(rows, seed), seed)
         return self
 

@@ -43,7 +43,10 @@ class TestByClass:
     @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 6, 7])
     def test_any_size(self, size):
         labels = np.array([0, 1, 0, 1, 2, 2, 3])
-        assert len(hold_out(labels, np.arange(7), size, seed=0)) == min(size, 6)
+        for seed in range(20):
+            chosen = hold_out(labels, np.arange(7), size, seed)
+            assert len(chosen) == min(size, 3)
+            assert set(np.delete(labels, chosen)) == {0, 1, 2, 3}
 
     def test_so_many_of_each(self):
         labels, rows = np.array([0, 1, 0, 1, 2, 0, -1]), np.arange(6)

@@ -310,14 +310,14 @@ class TestWrongFiles:
         with pytest.raises(ValueError, match="has one class only, 'a'; a classifier needs two or more"):
             fitted(str(tmp_path / "rows.tsv"))
 
-    def test_one_class_left_in_training(self, tmp_path):
-        (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n" * 30)
-        with pytest.raises(
-            ValueError,
-            match=r"rows.tsv: the 1 rows that are left for training, beside 6 for test and 53 for val, are of the "
-            r"class '[ab]' alone; hold out fewer",
-        ):
-            fitted(str(tmp_path / "rows.tsv"), val_fraction=0.89)
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("classes", [2, 10])
+    def test_training_has_every_class_however_many_rows_are_held_out(self, tmp_path, seed, classes):
+        (tmp_path / "rows.tsv").write_text("".join(f"{row % classes}\tword {row}\n" for row in range(2 * classes)))
+        data = fitted(str(tmp_path / "rows.tsv"), val_fraction=0.5, test_fraction=0.0, seed=seed)
+        assert data.classes == [str(number) for number in range(classes)]
+        data = fitted(str(tmp_path / "rows.tsv"), val_fraction=0.9, test_fraction=0.0, seed=seed)
+        assert data.classes == [str(number) for number in range(classes)]
 
     def test_too_few(self, tmp_path):
         (tmp_path / "rows.tsv").write_text("a\tone\nb\ttwo\n")
